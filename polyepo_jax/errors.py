@@ -1,0 +1,29 @@
+"""How a command ends: 0 done, 2 bad input, 1 failure."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(Exception):
+    """Bad input of the user's. One line: what was expected, what came, what to do. Nothing was written."""
+
+
+class RunError(Exception):
+    """A run that cannot go on, in one line that says why and what to do."""
+
+
+def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
+    """Runs a command's `main` on the command line and exits with the status its outcome calls for.
+
+    Args:
+      main: takes the arguments without the program's name.
+      arguments: those arguments; None for the process's own.
+    """
+    try:
+        main(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
