@@ -122,6 +122,26 @@ def polychromic_means(
     return means / set_size**2
 
 
+@jax.jit
+def _pass_at_k(m: Array, c: Array, k: Array) -> Array:
+    m, c, k = jnp.broadcast_arrays(m, c, k)
+    dtype = jnp.result_type(float)
+
+    def add_log_ratio(i, carry):
+        # log prod_{i < k} (m - c - i) / (m - i), by compensated summation: plain float32 sums lose 1e-5.
+        total, lost = carry
+        ratio = c / jnp.maximum(m - i, 1)
+        term = jnp.where((i < k) & (m - c - i > 0), jnp.log1p(-ratio.astype(dtype)), 0) - lost
+        new = total + term
+        return new, (new - total) - term
+
+    zeros = jnp.zeros(m.shape, dtype)
+    log_none, _ = jax.lax.fori_loop(0, jnp.max(k, initial=0), add_log_ratio, (zeros, zeros))
+    value = jnp.where(k > m - c, 1, jnp.abs(jnp.expm1(log_none)))
+    in_range = (0 <= c) & (c <= m) & (1 <= k) & (k <= m)
+    return jnp.where(in_range, value, jnp.nan)
+
+
 def pass_at_k(num_samples, num_correct, k) -> Array:
     """Unbiased pass@k = 1 - binom(m - c, k) / binom(m, k) (Chen et al. 2021, Eq. 1), elementwise.
 
@@ -144,19 +164,4 @@ def pass_at_k(num_samples, num_correct, k) -> Array:
             raise ValueError(f"num_correct must be between 0 and num_samples = {num_samples}, got {num_correct}")
         if np.any((np.asarray(k) < 1) | (np.asarray(k) > np.asarray(num_samples))):
             raise ValueError(f"k must be between 1 and num_samples = {num_samples}, got {k}")
-    m, c, k = jnp.broadcast_arrays(*map(jnp.asarray, arguments))
-    dtype = jnp.result_type(float)
-
-    def add_log_ratio(i, carry):
-        # log prod_{i < k} (m - c - i) / (m - i), by compensated summation: plain float32 sums lose 1e-5.
-        total, lost = carry
-        ratio = c / jnp.maximum(m - i, 1)
-        term = jnp.where((i < k) & (m - c - i > 0), jnp.log1p(-ratio.astype(dtype)), 0) - lost
-        new = total + term
-        return new, (new - total) - term
-
-    zeros = jnp.zeros(m.shape, dtype)
-    log_none, _ = jax.lax.fori_loop(0, jnp.max(k, initial=0), add_log_ratio, (zeros, zeros))
-    value = jnp.where(k > m - c, 1, jnp.abs(jnp.expm1(log_none)))
-    in_range = (0 <= c) & (c <= m) & (1 <= k) & (k <= m)
-    return jnp.where(in_range, value, jnp.nan)
+    return _pass_at_k(*map(jnp.asarray, arguments))

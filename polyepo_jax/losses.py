@@ -1,0 +1,177 @@
+"""Losses of token logprobs: the clipped policy gradient and supervised learning.
+
+A loss is a frozen dataclass with two methods: `normalizer` of a whole mini-batch, and `row`, the loss of one row
+before that division. A mini-batch's loss is sum over rows / normalizer, so that neither its value nor its
+gradient depends on how the rows are cut into micro-batches or laid over devices.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from polyepo_jax.types import Array
+
+# |log ratio| is clamped here before it is exponentiated, as the official code does: e^20 is far outside any
+# clipping range, and finite.
+MAX_LOG_RATIO = 20.0
+
+
+def token_logprobs(
+    logits: Callable[[Array], Array], hidden_BTD: Array, targets_BT: Array, chunk_length: int = 128
+) -> Array:
+    """Logprob of each target, without ever holding logits of more than `chunk_length` positions a row.
+
+    A scan over chunks of positions, rematerialised: the backward pass recomputes a chunk's logits too.
+
+    Args:
+      logits: maps hidden states [B, C, D] of C positions to logits [B, C, V] of the distribution to be scored
+        (temperature and truncation applied).
+      hidden_BTD: the hidden state that predicts each target.
+      targets_BT: int[B, T].
+      chunk_length: C.
+
+    Returns:
+      [B, T], nats, in the logits' dtype.
+    """
+    chex.assert_rank([hidden_BTD, targets_BT], [3, 2])
+    num_rows, length = targets_BT.shape
+    chunk_length = min(chunk_length, length)
+    num_chunks = -(-length // chunk_length)
+    padding = num_chunks * chunk_length - length
+
+    def chunks(x):
+        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(num_rows, num_chunks, chunk_length, *x.shape[2:]), 1, 0)
+
+    def score(_, chunk):
+        hidden_BCD, targets_BC = chunk
+        logits_BCV = logits(hidden_BCD)
+        chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
+        return None, chosen_BC - jax.nn.logsumexp(logits_BCV, axis=2)
+
+    _, logprobs = jax.lax.scan(jax.checkpoint(score, prevent_cse=False), None, (chunks(hidden_BTD), chunks(targets_BT)))
+    return jnp.moveaxis(logprobs, 0, 1).reshape(num_rows, -1)[:, :length]
+
+
+def clipped_token_losses(
+    logprobs_T: Array,
+    old_logprobs_T: Array,
+    advantage: Array,
+    *,
+    epsilon: float,
+    epsilon_high: float,
+    dual_clip: float | None = None,
+) -> tuple[Array, Array]:
+    """PPO's clipped surrogate (Schulman et al. 2017, Eq. 7) with bounds 1 - epsilon and 1 + epsilon_high, negated.
+
+    Args:
+      logprobs_T: of the policy that is trained. old_logprobs_T: of the policy that sampled, constants.
+      advantage: scalar, of the whole row.
+      epsilon, epsilon_high: the lower and the upper clipping distance from ratio 1.
+      dual_clip: c > 1 bounds the loss of a negative advantage by -c * advantage (Ye et al. 2020, Eq. 5).
+
+    Returns:
+      losses_T, and clipped_T: where a bound is active, so that the token has no gradient.
+    """
+    chex.assert_rank([logprobs_T, old_logprobs_T, advantage], [1, 1, 0])
+    log_ratio_T = jnp.clip(logprobs_T - old_logprobs_T, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_T = jnp.exp(log_ratio_T)
+    plain_T = -advantage * ratio_T
+    bounded_T = -advantage * jnp.clip(ratio_T, 1 - epsilon, 1 + epsilon_high)
+    losses_T = jnp.maximum(plain_T, bounded_T)
+    clipped_T = bounded_T > plain_T
+    if dual_clip is not None:
+        ceiling = -advantage * dual_clip
+        exceeds_T = (advantage < 0) & (losses_T > ceiling)
+        losses_T, clipped_T = jnp.where(exceeds_T, ceiling, losses_T), clipped_T | exceeds_T
+    return losses_T, clipped_T
+
+
+def kl_estimates(logprobs_T: Array, reference_logprobs_T: Array) -> Array:
+    """Unbiased, non-negative estimate of KL(policy || reference) at each sampled token (Schulman's k3), nats."""
+    log_ratio_T = jnp.clip(reference_logprobs_T - logprobs_T, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.exp(log_ratio_T) - 1 - log_ratio_T
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """Clipped policy gradient: mean over rows of (sum over trained tokens / denominator).
+
+    epsilon, epsilon_high: clipping bounds 1 - epsilon and 1 + epsilon_high of the ratio.
+    denominator: "max_length" divides a row's sum by T_max, the length limit (Dr. GRPO; Poly-EPO's choice);
+      "completion_length" by its own |y| (GRPO).
+    beta: weight of the KL penalty towards the initial policy; 0 leaves it out.
+    dual_clip: c > 1, or None.
+    """
+
+    epsilon: float = 0.2
+    epsilon_high: float = 0.28
+    denominator: Literal["max_length", "completion_length"] = "max_length"
+    beta: float = 0.0
+    dual_clip: float | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.epsilon <= 1:
+            raise ValueError(f"epsilon must be between 0 and 1, got {self.epsilon}")
+        if not (self.epsilon_high >= 0 and math.isfinite(self.epsilon_high)):
+            raise ValueError(f"epsilon_high must be at least 0, got {self.epsilon_high}")
+        if self.denominator not in ("max_length", "completion_length"):
+            raise ValueError(f"denominator must be 'max_length' or 'completion_length', got {self.denominator!r}")
+        if not (self.beta >= 0 and math.isfinite(self.beta)):
+            raise ValueError(f"beta must be at least 0, got {self.beta}")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip must be greater than 1, or None, got {self.dual_clip}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `row` reads the initial policy's logprobs."""
+        return self.beta > 0
+
+    def normalizer(self, loss_mask_BT: Array) -> Array:
+        """The number of rows, masked ones included."""
+        return jnp.asarray(loss_mask_BT.shape[0], float)
+
+    def row(
+        self, logprobs_T: Array, old_logprobs_T: Array, reference_logprobs_T: Array, advantage: Array, mask_T: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The loss of one row of T_max completion positions, and sums over its trained tokens for the metrics."""
+        losses_T, clipped_T = clipped_token_losses(
+            logprobs_T,
+            old_logprobs_T,
+            advantage,
+            epsilon=self.epsilon,
+            epsilon_high=self.epsilon_high,
+            dual_clip=self.dual_clip,
+        )
+        sums = {"clipped": jnp.sum(clipped_T & mask_T)}
+        if self.needs_reference:
+            kl_T = kl_estimates(logprobs_T, reference_logprobs_T)
+            losses_T = losses_T + self.beta * kl_T
+            sums["kl"] = jnp.sum(jnp.where(mask_T, kl_T, 0))
+        # `where`, not a product: a masked position may hold anything.
+        total = jnp.sum(jnp.where(mask_T, losses_T, 0))
+        if self.denominator == "max_length":
+            return total / mask_T.size, sums
+        return total / jnp.maximum(jnp.sum(mask_T), 1).astype(total.dtype), sums
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedLoss:
+    """Mean negative logprob of the trained tokens, nats."""
+
+    needs_reference = False
+
+    def normalizer(self, loss_mask_BT: Array) -> Array:
+        """The number of trained tokens."""
+        return jnp.maximum(jnp.sum(loss_mask_BT), 1).astype(float)
+
+    def row(
+        self, logprobs_T: Array, old_logprobs_T: Array, reference_logprobs_T: Array, advantage: Array, mask_T: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """The sum over one row's trained tokens; the advantage and the other policies play no part."""
+        return -jnp.sum(jnp.where(mask_T, logprobs_T, 0)), {}

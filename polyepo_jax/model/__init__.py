@@ -1,0 +1,10 @@
+"""A decoder-only transformer as pure functions of a config and a params pytree."""
+
+from polyepo_jax.model.cache import Cache as Cache
+from polyepo_jax.model.cache import init_cache as init_cache
+from polyepo_jax.model.config import ModelConfig as ModelConfig
+from polyepo_jax.model.transformer import forward as forward
+from polyepo_jax.model.transformer import hidden_states as hidden_states
+from polyepo_jax.model.transformer import init as init
+from polyepo_jax.model.transformer import logical_axes as logical_axes
+from polyepo_jax.model.transformer import unembed as unembed

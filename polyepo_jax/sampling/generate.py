@@ -1,0 +1,120 @@
+"""Sampling N generations of each prompt: one jit of a prefill and a decode loop."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from polyepo_jax.model import ModelConfig, hidden_states, init_cache, unembed
+from polyepo_jax.sampling.methods import Sampling, sample_token
+from polyepo_jax.types import Array, Prompts, Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSpec:
+    """What is sampled; static under jit.
+
+    model: the model's shape.
+    num_generations: N, of each prompt.
+    max_completion_length: tokens of a completion at most, its end token included.
+    stop_ids: tokens that end a completion; they belong to it.
+    pad_id: fills the rest of a row; not one of stop_ids.
+    sampling: temperature, top-k, top-p.
+    """
+
+    model: ModelConfig
+    num_generations: int
+    max_completion_length: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    sampling: Sampling = Sampling()
+
+    def __post_init__(self):
+        if self.pad_id in self.stop_ids:
+            raise ValueError(f"pad_id {self.pad_id} must not be one of the stop tokens {self.stop_ids}")
+        if self.num_generations < 1 or self.max_completion_length < 1:
+            raise ValueError(
+                "num_generations and max_completion_length must be at least 1, got "
+                f"{self.num_generations} and {self.max_completion_length}"
+            )
+
+
+def generation_keys(key: Array, ids_P: Array, num_generations: int) -> Array:
+    """One key for each generation, from (step, prompt id, generation index) alone: keys [P * N]."""
+    prompt_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(ids_P)
+    indices = jnp.arange(num_generations)
+    return jax.vmap(lambda k: jax.vmap(functools.partial(jax.random.fold_in, k))(indices))(prompt_keys).reshape(-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Rollouts:
+    """Samples `spec.num_generations` completions of each prompt.
+
+    Each prompt is prefilled once, at P rows, and its cache forked. Decoding stops when all rows have ended. The
+    random number of a token depends on (key, prompt id, generation index, token position) only, so that the same
+    generation comes out in any batch layout and on any number of devices, up to rounding of the logits.
+
+    Args:
+      spec: static.
+      params: of `spec.model`.
+      prompts: P prompts.
+      key: of the step, `fold_in(root_key, step)`.
+    """
+    num_prompts, prompt_length = prompts.tokens_PT.shape
+    num_rows, length = num_prompts * spec.num_generations, spec.max_completion_length
+    keys_B = generation_keys(key, prompts.ids_P, spec.num_generations)
+
+    def draw(t, logits_BV, tokens_BT, logprobs_BT, mask_BT, done_B):
+        """Appends token t to every row that is not done."""
+        uniform_B = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B)
+        token_B, logprob_B = jax.vmap(sample_token)(jax.vmap(spec.sampling.transform)(logits_BV), uniform_B)
+        token_B = jnp.where(done_B, spec.pad_id, token_B)
+        tokens_BT = tokens_BT.at[:, t].set(token_B)
+        logprobs_BT = logprobs_BT.at[:, t].set(jnp.where(done_B, 0, logprob_B.astype(logprobs_BT.dtype)))
+        mask_BT = mask_BT.at[:, t].set(~done_B)
+        stopped_B = jnp.any(token_B[:, None] == jnp.asarray(spec.stop_ids, jnp.int32)[None, :], axis=1)
+        return tokens_BT, logprobs_BT, mask_BT, done_B | stopped_B
+
+    def next_logits(hidden_BTD):
+        return unembed(spec.model, params, hidden_BTD[:, -1])
+
+    empty = init_cache(spec.model, num_prompts, prompt_length)
+    hidden_PTD, prefilled = hidden_states(spec.model, params, prompts.tokens_PT, cache=empty, mask_BT=prompts.mask_PT)
+    assert prefilled is not None  # a cache given is a cache returned
+    cache = prefilled.fork(spec.num_generations, prompt_length + length - 1)
+    logits_BV = jnp.repeat(next_logits(hidden_PTD), spec.num_generations, axis=0)
+    logprob_dtype = jnp.promote_types(spec.model.dtype, jnp.float32)
+    drawn = draw(
+        0,
+        logits_BV,
+        jnp.full((num_rows, length), spec.pad_id, jnp.int32),
+        jnp.zeros((num_rows, length), logprob_dtype),
+        jnp.zeros((num_rows, length), bool),
+        jnp.zeros(num_rows, bool),
+    )
+
+    def is_unfinished(carry):
+        t, (*_, done_B), _ = carry
+        return (t < length) & ~jnp.all(done_B)
+
+    def decode(carry):
+        t, drawn, cache = carry
+        tokens_BT, *_, done_B = drawn
+        last_B1 = jax.lax.dynamic_slice_in_dim(tokens_BT, t - 1, 1, axis=1)
+        hidden_B1D, cache = hidden_states(spec.model, params, last_B1, cache=cache, mask_BT=~done_B[:, None])
+        return t + 1, draw(t, next_logits(hidden_B1D), *drawn), cache
+
+    _, (tokens_BT, logprobs_BT, mask_BT, done_B), _ = jax.lax.while_loop(
+        is_unfinished, decode, (jnp.ones((), jnp.int32), drawn, cache)
+    )
+
+    def by_prompt(x):
+        return x.reshape(num_prompts, spec.num_generations, *x.shape[1:])
+
+    return Rollouts(
+        tokens_PNT=by_prompt(tokens_BT),
+        completion_mask_PNT=by_prompt(mask_BT),
+        sampler_logprobs_PNT=by_prompt(logprobs_BT),
+        truncated_PN=by_prompt(~done_B),
+    )

@@ -1,0 +1,251 @@
+"""The update: one batch in, a new train state out, in one jit."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from polyepo_jax.losses import PolicyLoss, SupervisedLoss, token_logprobs
+from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, unembed
+from polyepo_jax.sharding import BATCH_AXES, Mesh, PartitionSpec, param_shardings, replicated
+from polyepo_jax.types import Array, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019) after clipping the global gradient norm.
+
+    max_grad_norm: 0 leaves gradients as they are.
+    warmup_steps: updates of linear warm-up to the learning rate.
+    decay_steps: updates, warm-up included, after which a cosine has brought the learning rate to 0; 0 keeps it
+      constant. Independent of max_steps, so that a run can be prolonged.
+    """
+
+    b1: float = 0.9
+    b2: float = 0.99
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 0
+    decay_steps: int = 0
+
+    def __post_init__(self):
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("eps", "weight_decay", "max_grad_norm", "warmup_steps", "decay_steps"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"optimizer.{name} must be at least 0, got {getattr(self, name)}")
+        if self.decay_steps and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"optimizer.decay_steps ({self.decay_steps}) includes the warm-up: it must exceed "
+                f"optimizer.warmup_steps ({self.warmup_steps}), or be 0 for a constant learning rate"
+            )
+
+    def build(self, learning_rate: float) -> optax.GradientTransformation:
+        """The optax transformation."""
+        if self.decay_steps:
+            schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, self.warmup_steps, self.decay_steps)
+        elif self.warmup_steps:
+            schedule = optax.linear_schedule(0.0, learning_rate, self.warmup_steps)
+        else:
+            schedule = optax.constant_schedule(learning_rate)
+        clip = optax.clip_by_global_norm(self.max_grad_norm) if self.max_grad_norm else optax.identity()
+        adamw = optax.adamw(schedule, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
+        return optax.chain(clip, adamw)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSpec:
+    """What an update computes; static under jit.
+
+    model, loss, optimizer, learning_rate: as named.
+    prompt_length: leading positions of a row that are never trained; their logits are not computed.
+    temperature, top_k, top_p enter through `transform`, the sampler's map of logits [V] -> [V].
+    num_iterations: passes over the batch.
+    mini_batch_rows: rows of an optimizer update; None for all of the batch.
+    micro_batch_rows: rows whose activations are held at a time; None for all of the mini-batch.
+    chunk_length: positions whose logits are held at a time.
+    """
+
+    model: ModelConfig
+    loss: PolicyLoss | SupervisedLoss
+    optimizer: OptimizerConfig
+    learning_rate: float
+    prompt_length: int
+    transform: Any = None
+    num_iterations: int = 1
+    mini_batch_rows: int | None = None
+    micro_batch_rows: int | None = None
+    chunk_length: int = 128
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that an update changes.
+
+    step: int32, batches seen.
+    params: of the model. opt_state: optax's.
+    nonfinite_in_a_row: int32, latest consecutive updates that were skipped because loss or gradient were not finite.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    nonfinite_in_a_row: Array
+
+
+def init_state(spec: UpdateSpec, params) -> TrainState:
+    """A state at step 0 that starts from `params`."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=spec.optimizer.build(spec.learning_rate).init(params),
+        nonfinite_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def state_shardings(spec: UpdateSpec, mesh: Mesh) -> Any:
+    """A TrainState of shardings: moments lie beside their parameters, scalars everywhere."""
+    shardings = param_shardings(mesh, logical_axes(spec.model))
+    optimizer = spec.optimizer.build(spec.learning_rate)
+    # The optimizer's tree with the parameters' shardings in place of the parameters, the rest replicated.
+    abstract = jax.eval_shape(optimizer.init, jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), shardings))
+    opt_shardings = optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        abstract,
+        shardings,
+        transform_non_params=lambda _: replicated(mesh),
+    )
+    everywhere: Any = replicated(mesh)
+    return TrainState(step=everywhere, params=shardings, opt_state=opt_shardings, nonfinite_in_a_row=everywhere)
+
+
+def completion_logprobs(spec: UpdateSpec, params, batch: Batch) -> Array:
+    """The model's logprob of each token after the prompt, [B, T - prompt_length], nats."""
+    hidden_BTD, _ = hidden_states(spec.model, params, batch.tokens_BT, mask_BT=batch.mask_BT)
+    # The hidden state at position t predicts the token at t + 1.
+    hidden_BTD = hidden_BTD[:, spec.prompt_length - 1 : -1]
+
+    def logits(hidden_BCD):
+        logits_BCV = unembed(spec.model, params, hidden_BCD)
+        return logits_BCV if spec.transform is None else jax.vmap(jax.vmap(spec.transform))(logits_BCV)
+
+    return token_logprobs(logits, hidden_BTD, batch.tokens_BT[:, spec.prompt_length :], spec.chunk_length)
+
+
+def _row_sums(spec: UpdateSpec, params, batch: Batch, reference_params) -> tuple[Array, dict[str, Array]]:
+    """The batch's loss before normalisation, and sums for the metrics."""
+    logprobs_BT = completion_logprobs(spec, params, batch)
+    reference_BT = logprobs_BT
+    if spec.loss.needs_reference:
+        reference_BT = jax.lax.stop_gradient(completion_logprobs(spec, reference_params, batch))
+    mask_BT = batch.loss_mask_BT[:, spec.prompt_length :]
+    old_BT = batch.sampler_logprobs_BT[:, spec.prompt_length :]
+    losses_B, sums_B = jax.vmap(spec.loss.row)(logprobs_BT, old_BT, reference_BT, batch.advantages_B, mask_BT)
+    sums = jax.tree.map(jnp.sum, sums_B)
+    sums["tokens"] = jnp.sum(mask_BT)
+    sums["gap"] = jnp.sum(jnp.where(mask_BT, jnp.abs(logprobs_BT - old_BT), 0))
+    return jnp.sum(losses_B), sums
+
+
+def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=()):
+    """Loss of a mini-batch, its gradient and sums for the metrics, accumulated over micro-batches.
+
+    The same numbers, up to rounding, for any `micro_batch_rows`: rows are summed, then divided once.
+    """
+    num_rows = batch.tokens_BT.shape[0]
+    micro_rows = spec.micro_batch_rows or num_rows
+    normalizer = spec.loss.normalizer(batch.loss_mask_BT)
+    gradient_of = jax.value_and_grad(functools.partial(_row_sums, spec), has_aux=True)
+
+    def accumulate(total, micro_batch):
+        new = gradient_of(params, micro_batch, reference_params)
+        return jax.tree.map(jnp.add, total, new), None
+
+    if micro_rows == num_rows:
+        (loss, sums), gradient = gradient_of(params, batch, reference_params)
+    else:
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[:micro_rows], batch), reference_params),
+        )
+        ((loss, sums), gradient), _ = jax.lax.scan(accumulate, zeros, _split_rows(batch, num_rows // micro_rows))
+    scale = 1 / normalizer
+    return loss * scale.astype(loss.dtype), jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), sums
+
+
+def _split_rows(batch: Batch, num_parts: int) -> Batch:
+    """[B, ...] -> [parts, B / parts, ...]; each part keeps all devices busy where there is a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def split(x):
+        x = x.reshape(num_parts, -1, *x.shape[1:])
+        if mesh.empty or x.shape[1] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+            return x
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(None, BATCH_AXES))
+
+    return jax.tree.map(split, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def train_step(
+    spec: UpdateSpec, state: TrainState, batch: Batch, reference_params=()
+) -> tuple[TrainState, dict[str, Array]]:
+    """Updates the state on a batch: `num_iterations` passes of one optimizer update a mini-batch.
+
+    An update whose loss or gradient is not finite is skipped and counted; parameters and moments stay.
+
+    Args:
+      spec: static.
+      state: donated.
+      batch: B rows, cut into mini-batches in order.
+      reference_params: the initial policy, where the loss has a KL term.
+
+    Returns:
+      The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, means over the updates; `sampler_gap`,
+      the mean |trainer logprob - sampler logprob| before the first update, nats; `nonfinite`, updates skipped.
+    """
+    num_rows = batch.tokens_BT.shape[0]
+    num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)
+    optimizer = spec.optimizer.build(spec.learning_rate)
+    mini_batches = _split_rows(batch, num_mini_batches)
+
+    def update(state: TrainState, index: Array):
+        mini_batch = jax.tree.map(lambda x: x[index % num_mini_batches], mini_batches)
+        loss, gradient, sums = loss_and_gradient(spec, state.params, mini_batch, reference_params)
+        grad_norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+
+        def keep_unless_finite(new, old):
+            return jnp.where(finite, new, old)
+
+        new_state = TrainState(
+            step=state.step,
+            params=jax.tree.map(keep_unless_finite, params, state.params),
+            opt_state=jax.tree.map(keep_unless_finite, opt_state, state.opt_state),
+            nonfinite_in_a_row=jnp.where(finite, 0, state.nonfinite_in_a_row + 1),
+        )
+        tokens = jnp.maximum(sums.pop("tokens"), 1)
+        means = {name: total / tokens for name, total in sums.items()}
+        return new_state, {"loss": loss, "grad_norm": grad_norm, "nonfinite": ~finite, **means}
+
+    indices = jnp.arange(spec.num_iterations * num_mini_batches)
+    state, stats = jax.lax.scan(update, state, indices)
+    state = dataclasses.replace(state, step=state.step + 1)
+    chex.assert_shape(stats["loss"], indices.shape)
+    summary = {name: jnp.mean(stats[name]) for name in ("loss", "grad_norm", *({"kl"} & stats.keys()))}
+    if "clipped" in stats:
+        summary["clip_frac"] = jnp.mean(stats["clipped"])
+    summary["sampler_gap"] = stats["gap"][0]
+    summary["nonfinite"] = jnp.sum(stats["nonfinite"])
+    return state, summary
