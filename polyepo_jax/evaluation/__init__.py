@@ -1,0 +1,4 @@
+"""What a policy can do, from many samples of each prompt: pass@k, majority@k, variety."""
+
+from polyepo_jax.evaluation.summaries import branching as branching
+from polyepo_jax.evaluation.summaries import summarize as summarize
