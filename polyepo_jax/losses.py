@@ -54,7 +54,8 @@ def token_logprobs(
         chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
         return None, chosen_BC - jax.nn.logsumexp(logits_BCV, axis=2)
 
-    _, logprobs = jax.lax.scan(jax.checkpoint(score, prevent_cse=False), None, (chunks(hidden_BTD), chunks(targets_BT)))
+    score = jax.checkpoint(score, prevent_cse=False)
+    _, logprobs = jax.lax.scan(score, None, (chunks(hidden_BTD), chunks(targets_BT)), unroll=num_chunks == 1)
     return jnp.moveaxis(logprobs, 0, 1).reshape(num_rows, -1)[:, :length]
 
 

@@ -211,7 +211,8 @@ def train_step(
 
     Returns:
       The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, means over the updates; `sampler_gap`,
-      the mean |trainer logprob - sampler logprob| before the first update, nats; `nonfinite`, updates skipped.
+      the mean |trainer logprob - sampler logprob| before the first update, nats; `nonfinite`, updates skipped, and
+      `nonfinite_in_a_row` of the new state.
     """
     num_rows = batch.tokens_BT.shape[0]
     num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)
@@ -240,7 +241,7 @@ def train_step(
         return new_state, {"loss": loss, "grad_norm": grad_norm, "nonfinite": ~finite, **means}
 
     indices = jnp.arange(spec.num_iterations * num_mini_batches)
-    state, stats = jax.lax.scan(update, state, indices)
+    state, stats = jax.lax.scan(update, state, indices, unroll=indices.size == 1)
     state = dataclasses.replace(state, step=state.step + 1)
     chex.assert_shape(stats["loss"], indices.shape)
     summary = {name: jnp.mean(stats[name]) for name in ("loss", "grad_norm", *({"kl"} & stats.keys()))}
@@ -248,4 +249,5 @@ def train_step(
         summary["clip_frac"] = jnp.mean(stats["clipped"])
     summary["sampler_gap"] = stats["gap"][0]
     summary["nonfinite"] = jnp.sum(stats["nonfinite"])
+    summary["nonfinite_in_a_row"] = state.nonfinite_in_a_row + 0  # a copy: the state itself is donated
     return state, summary

@@ -1,4 +1,6 @@
 """What a policy can do, from many samples of each prompt: pass@k, majority@k, variety."""
 
+from polyepo_jax.evaluation.sample import Samples as Samples
+from polyepo_jax.evaluation.sample import sample as sample
 from polyepo_jax.evaluation.summaries import branching as branching
 from polyepo_jax.evaluation.summaries import summarize as summarize

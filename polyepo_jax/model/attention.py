@@ -7,17 +7,18 @@ import jax.numpy as jnp
 from polyepo_jax.types import Array
 
 
-def rotary_angles(positions_BT: Array, head_dim: int, theta: float, dtype=jnp.float32) -> Array:
-    """Angles of RoPE (Su et al. 2021, Eq. 15): position * theta^(-2i / A), [B, T, A / 2], radians."""
+def rotary_factors(positions_BT: Array, head_dim: int, theta: float, dtype=jnp.float32) -> tuple[Array, Array]:
+    """Sine and cosine of RoPE's angles (Su et al. 2021, Eq. 15), position * theta^(-2i / A): each [B, T, A / 2]."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
-    return positions_BT[:, :, None].astype(dtype) * frequencies[None, None, :]
+    angles_BTa = positions_BT[:, :, None].astype(dtype) * frequencies[None, None, :]
+    return jnp.sin(angles_BTa), jnp.cos(angles_BTa)
 
 
-def rotate(x_BTHA: Array, angles_BTa: Array) -> Array:
+def rotate(x_BTHA: Array, factors: tuple[Array, Array]) -> Array:
     """Turns each pair (i, i + A / 2) of a head by its angle: the half-split layout of Hugging Face checkpoints."""
-    chex.assert_rank([x_BTHA, angles_BTa], [4, 3])
-    sin, cos = jnp.sin(angles_BTa)[:, :, None, :], jnp.cos(angles_BTa)[:, :, None, :]
-    first, second = jnp.split(x_BTHA.astype(angles_BTa.dtype), 2, axis=-1)
+    chex.assert_rank([x_BTHA, *factors], [4, 3, 3])
+    sin, cos = (factor_BTa[:, :, None, :] for factor_BTa in factors)
+    first, second = jnp.split(x_BTHA.astype(sin.dtype), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTHA.dtype)
 
@@ -38,10 +39,13 @@ def attend(query_BTHA: Array, keys_BCKA: Array, values_BCKA: Array, mask_BTC: Ar
     B, T, H, A = query_BTHA.shape
     K = keys_BCKA.shape[2]
     float_dtype = jnp.promote_types(query_BTHA.dtype, jnp.float32)
-    query_BTKGA = query_BTHA.reshape(B, T, K, H // K, A)
-    scores = jnp.einsum("BTKGA,BCKA->BKGTC", query_BTKGA, keys_BCKA, preferred_element_type=float_dtype)
-    scores = scores * A**-0.5
+    G = H // K
+    # The queries of a key/value head in one axis Q = G * T: products of two axes each, which every backend has.
+    query_BKQA = query_BTHA.reshape(B, T, K, G, A).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, A)
+    scores = jnp.einsum("BKQA,BCKA->BKQC", query_BKQA, keys_BCKA, preferred_element_type=float_dtype)
     # A finite value: with -inf a row that is masked throughout would be 0 / 0.
+    scores = scores.reshape(B, K, G, T, -1) * A**-0.5
     scores = jnp.where(mask_BTC[:, None, None], scores, jnp.finfo(float_dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(query_BTHA.dtype)
-    return jnp.einsum("BKGTC,BCKA->BTKGA", weights, values_BCKA).reshape(B, T, H, A)
+    weights_BKQC = jax.nn.softmax(scores, axis=-1).astype(query_BTHA.dtype).reshape(B, K, G * T, -1)
+    attended_BKQA = jnp.einsum("BKQC,BCKA->BKQA", weights_BKQC, values_BCKA)
+    return attended_BKQA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4).reshape(B, T, H, A)

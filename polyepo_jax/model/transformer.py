@@ -6,6 +6,7 @@ axis and scanned, so compile time does not grow with depth.
 """
 
 import functools
+import math
 from typing import Any
 
 import chex
@@ -13,12 +14,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polyepo_jax.model.attention import attend, rotary_angles, rotate
+from polyepo_jax.model.attention import attend, rotary_factors, rotate
 from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.types import Array
 
 Params = dict[str, Any]
+
+# Layers of models this shallow are unrolled: a scan copies what the backward pass needs into stacked arrays, and
+# XLA's CPU backend runs a loop's body on one core.
+_MAX_UNROLLED_LAYERS = 4
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -30,6 +35,19 @@ def _parameter(config: ModelConfig, rngs: nnx.Rngs, shape, axes, fan_in: int) ->
     """A normal-initialised parameter of variance 1 / fan_in, annotated with its logical axes."""
     value = jax.random.normal(rngs.params(), shape, config.param_dtype) * fan_in**-0.5
     return nnx.Param(value, logical_axes=axes)
+
+
+def _project(x: Array, weight: Array, num_contracted: int = 1) -> Array:
+    """Contracts the last axes of x with the first of the weight, in x's dtype.
+
+    As one matrix product of two axes: with several, XLA's CPU backend transposes them in the backward pass, which
+    takes longer than the product.
+    """
+    contracted, kept = weight.shape[:num_contracted], weight.shape[num_contracted:]
+    leading = x.shape[: x.ndim - num_contracted]
+    size = math.prod(contracted)
+    product = x.reshape(-1, size) @ weight.astype(x.dtype).reshape(size, -1)
+    return product.reshape(*leading, *kept)
 
 
 class RMSNorm(nnx.Module):
@@ -59,18 +77,15 @@ class Attention(nnx.Module):
         self.q_norm = RMSNorm(config, A, "head_dim")
         self.k_norm = RMSNorm(config, A, "head_dim")
 
-    def __call__(self, x_BTD: Array, angles_BTa: Array, mask_BTC: Array, cache: Cache | None, layer: Array):
-        dtype = x_BTD.dtype
-        query = jnp.einsum("BTD,DHA->BTHA", x_BTD, self.q_proj[...].astype(dtype))
-        keys = jnp.einsum("BTD,DKA->BTKA", x_BTD, self.k_proj[...].astype(dtype))
-        values = jnp.einsum("BTD,DKA->BTKA", x_BTD, self.v_proj[...].astype(dtype))
-        query = rotate(self.q_norm(query), angles_BTa)
-        keys = rotate(self.k_norm(keys), angles_BTa)
+    def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mask_BTC: Array, cache: Cache | None, layer: Array):
+        query = rotate(self.q_norm(_project(x_BTD, self.q_proj[...])), rotary)
+        keys = rotate(self.k_norm(_project(x_BTD, self.k_proj[...])), rotary)
+        values = _project(x_BTD, self.v_proj[...])
         if cache is not None:
             cache = cache.append(layer, keys, values)
             keys, values = cache.keys_LBCKA[layer], cache.values_LBCKA[layer]
         attended = attend(query, keys, values, mask_BTC)
-        return jnp.einsum("BTHA,HAD->BTD", attended, self.o_proj[...].astype(dtype)), cache
+        return _project(attended, self.o_proj[...], num_contracted=2), cache
 
 
 class MLP(nnx.Module):
@@ -83,10 +98,8 @@ class MLP(nnx.Module):
         self.down_proj = _parameter(config, rngs, (F, D), ("mlp", "embed"), F)
 
     def __call__(self, x_BTD: Array) -> Array:
-        dtype = x_BTD.dtype
-        gate = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate_proj[...].astype(dtype))
-        up = jnp.einsum("BTD,DF->BTF", x_BTD, self.up_proj[...].astype(dtype))
-        return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down_proj[...].astype(dtype))
+        gated = jax.nn.silu(_project(x_BTD, self.gate_proj[...])) * _project(x_BTD, self.up_proj[...])
+        return _project(gated, self.down_proj[...])
 
 
 class Layer(nnx.Module):
@@ -98,8 +111,8 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config, config.hidden_size, "embed")
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD: Array, angles_BTa: Array, mask_BTC: Array, cache: Cache | None, layer: Array):
-        attended, cache = self.self_attn(self.input_layernorm(x_BTD), angles_BTa, mask_BTC, cache, layer)
+    def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mask_BTC: Array, cache: Cache | None, layer: Array):
+        attended, cache = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_BTC, cache, layer)
         x_BTD = x_BTD + attended
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), cache
 
@@ -183,8 +196,8 @@ def hidden_states(
         slots_T = cache.length + jnp.arange(num_tokens)
         mask_BTC = cache.mask_BC[:, None, :] & (jnp.arange(capacity)[None, :] <= slots_T[:, None])[None]
 
-    angle_dtype = jnp.promote_types(config.dtype, jnp.float32)
-    angles_BTa = rotary_angles(positions_BT, config.head_dim, config.rope_theta, angle_dtype)
+    rotary_dtype = jnp.promote_types(config.dtype, jnp.float32)
+    rotary = rotary_factors(positions_BT, config.head_dim, config.rope_theta, rotary_dtype)
     outer_definition, layer_definition = _definitions(config)
     outer = nnx.merge(outer_definition, nnx.State({k: v for k, v in params.items() if k != "layers"}))
 
@@ -192,13 +205,14 @@ def hidden_states(
         x_BTD, cache = carry
         index, layer_params = layer
         module = nnx.merge(layer_definition, nnx.State(layer_params))
-        return module(x_BTD, angles_BTa, mask_BTC, cache, index), None
+        return module(x_BTD, rotary, mask_BTC, cache, index), None
 
     if config.remat != "none":
         apply_layer = jax.checkpoint(apply_layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
     x_BTD = outer.embed_tokens[...][tokens_BT].astype(config.dtype)
     indices = jnp.arange(config.num_hidden_layers)
-    (x_BTD, cache), _ = jax.lax.scan(apply_layer, (x_BTD, cache), (indices, params["layers"]))
+    unroll = config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
+    (x_BTD, cache), _ = jax.lax.scan(apply_layer, (x_BTD, cache), (indices, params["layers"]), unroll=unroll)
     return outer.norm(x_BTD), None if cache is None else cache.advance(num_tokens)
 
 

@@ -1,0 +1,55 @@
+"""The command line of the training commands."""
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from polyepo_jax.config_files import AnyConfig, docstring_of, load, override
+from polyepo_jax.errors import InputError
+from polyepo_jax.run_directory import default_directory
+
+
+def _take(arguments: list[str], flag: str) -> str | None:
+    """Removes `flag value` or `flag=value` from the arguments; the last one counts."""
+    value, rest = None, []
+    stream = iter(arguments)
+    for argument in stream:
+        name, has_value, inline = argument.partition("=")
+        if name.replace("_", "-") != flag:
+            rest.append(argument)
+            continue
+        value = inline if has_value else next(stream, None)
+        if not value or (not has_value and value.startswith("--")):
+            raise InputError(f"{flag} needs a value")
+    arguments[:] = rest
+    return value
+
+
+def start(
+    module: str,
+    config_class: type[AnyConfig],
+    run: Callable[[AnyConfig, Path, str, bool], None],
+    arguments: Sequence[str],
+    help_text: str | None,
+) -> None:
+    """Reads `--config FILE [--run-dir DIR] [--profile] [--section.field value ...]` and runs.
+
+    Raises:
+      InputError: arguments or config are not what they should be.
+    """
+    rest = list(arguments)
+    config_path, run_dir = _take(rest, "--config"), _take(rest, "--run-dir")
+    profile = "--profile" in rest
+    rest = [argument for argument in rest if argument != "--profile"]
+    if config_path is None:
+        if {"-h", "--help"} & set(rest):
+            print(f"{help_text}\nGive --config too, and --help lists its fields. --profile traces a few steps.")
+            sys.exit(0)
+        raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
+    config = load(Path(config_path), config_class)
+    if {"-h", "--help"} & set(rest):
+        print(f"{help_text}\n{docstring_of(Path(config_path))}\n")
+    config = override(config, rest, f"python -m {module} --config {config_path}")
+    directory = default_directory(Path(config_path)) if run_dir is None else Path(run_dir)
+    run(config, directory, shlex.join(["python", "-m", module, *arguments]), profile)

@@ -1,0 +1,245 @@
+"""The config of a run, composed of dataclasses that live beside the code they configure.
+
+Top level are the words that people override daily; the rest is nested by concern.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from polyepo_jax.losses import PolicyLoss
+from polyepo_jax.model import ModelConfig
+from polyepo_jax.sampling import Sampling
+from polyepo_jax.sets import Polychromic, SetAdvantage
+from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.update import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class InitConfig:
+    """Where the first parameters come from.
+
+    Attributes:
+      run_dir: run directory whose newest checkpoint is taken; None initialises at random.
+    """
+
+    run_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Sampling on held-out problems.
+
+    Attributes:
+      num_samples: generations of each problem.
+      num_prompts: problems of the test split, in their order; None for all.
+      num_validation_prompts: problems of the validation split, for evaluation during training; None for all.
+      max_rows: generations sampled at a time.
+    """
+
+    num_samples: int = 64
+    num_prompts: int | None = None
+    num_validation_prompts: int | None = None
+    max_rows: int = 1024
+
+    def __post_init__(self):
+        for name in ("num_samples", "num_prompts", "num_validation_prompts", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_rows < self.num_samples:
+            raise ValueError(
+                f"max_rows ({self.max_rows}) must be at least num_samples ({self.num_samples}): the generations of "
+                "a problem are sampled together"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """Where metrics go beside metrics.jsonl.
+
+    Attributes:
+      tensorboard: write event files to the run directory.
+      wandb_project: also log to this Weights & Biases project (extra `wandb`).
+      samples_interval_steps: every so many steps, the generations of one prompt go to samples.jsonl.
+    """
+
+    tensorboard: bool = True
+    wandb_project: str | None = None
+    samples_interval_steps: int = 10
+
+    def __post_init__(self):
+        if self.samples_interval_steps < 1:
+            raise ValueError(f"samples_interval_steps must be at least 1, got {self.samples_interval_steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Truncation of the sampled distribution; the trainer's logprobs are of the same distribution.
+
+    Attributes:
+      top_k: keeps this many most likely tokens; 0 keeps all.
+      top_p: keeps the fewest most likely tokens whose probability reaches this; 1 keeps all.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AlgorithmConfig:
+    """How grades become an update.
+
+    Attributes:
+      advantage: a dataclass that maps a group's rewards and clusters to advantages: SetAdvantage, GRPO, GRPODiv
+        or your own.
+      loss: the clipped policy gradient.
+      truncated: completions cut at max_completion_length have reward 0; "zero_reward" trains on them like on any
+        other, "mask" leaves their tokens out of the loss.
+      num_iterations: passes over the batch of a step.
+      mini_batch_size: prompts of an optimizer update; None for all of the step.
+      micro_batch_size: generations whose activations are held at a time; None for all of the mini-batch.
+    """
+
+    advantage: Any = SetAdvantage(Polychromic())
+    loss: PolicyLoss = PolicyLoss()
+    truncated: Literal["zero_reward", "mask"] = "zero_reward"
+    num_iterations: int = 1
+    mini_batch_size: int | None = None
+    micro_batch_size: int | None = None
+
+    def __post_init__(self):
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every training run has.
+
+    Attributes:
+      task: the domain, a dataclass as of polyepo_jax.tasks.
+      model: the model's shape and numerics.
+      seed: of initialisation, data order and sampling.
+      max_steps: batches to train on.
+      save_interval_steps: steps between checkpoints; the last step is always saved.
+      eval_interval_steps: steps between evaluations on the validation split; 0 for none.
+      max_to_keep: newest checkpoints that are kept.
+      prompts_per_step: P, distinct prompts of a step.
+      max_prompt_length: tokens of a prompt at most.
+      long_prompts: what happens to longer ones; they are never cut.
+      max_completion_length: tokens of a completion at most, end token included.
+      temperature: of sampling; evaluation samples at the same.
+      learning_rate: at its peak.
+      max_nonfinite_updates: updates in a row that may be skipped for a NaN or infinite loss or gradient before
+        the run stops.
+    """
+
+    task: Any
+    model: ModelConfig
+    max_steps: int
+    prompts_per_step: int
+    max_prompt_length: int
+    max_completion_length: int
+    learning_rate: float
+    seed: int = 0
+    save_interval_steps: int = 100
+    eval_interval_steps: int = 0
+    max_to_keep: int = 2
+    long_prompts: Literal["refuse", "drop"] = "refuse"
+    temperature: float = 1.0
+    max_nonfinite_updates: int = 10
+    init: InitConfig = InitConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    def __post_init__(self):
+        for name in (
+            "max_steps",
+            "save_interval_steps",
+            "max_to_keep",
+            "prompts_per_step",
+            "max_prompt_length",
+            "max_completion_length",
+            "max_nonfinite_updates",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("seed", "eval_interval_steps", "learning_rate"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.seed >= 2**31:
+            raise ValueError(f"seed must be below 2^31, got {self.seed}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(
+                f"temperature must be greater than 0 in training, got {self.temperature}: greedy samples have no "
+                "gradient (evaluate takes --temperature 0)"
+            )
+        if self.model.vocab_size < self.task.tokenizer.vocab_size:
+            raise ValueError(
+                f"model.vocab_size ({self.model.vocab_size}) must be at least the tokenizer's, "
+                f"{self.task.tokenizer.vocab_size}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(RunConfig):
+    """A set-RL run.
+
+    Attributes:
+      num_generations: N, generations of each prompt.
+      sampling: truncation of the sampled distribution.
+      algorithm: advantages, loss and batching of the update.
+    """
+
+    num_generations: int
+    sampling: SamplingConfig = SamplingConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations must be at least 2, got {self.num_generations}: one generation has none to be "
+                "compared with"
+            )
+        self.sampler()
+        check = getattr(self.algorithm.advantage, "check", None)
+        if check is not None:
+            check(self.num_generations)
+        prompts = self.algorithm.mini_batch_size or self.prompts_per_step
+        if prompts < 1 or self.prompts_per_step % prompts:
+            raise ValueError(
+                f"algorithm.mini_batch_size ({prompts} prompts) must divide prompts_per_step ({self.prompts_per_step})"
+            )
+        rows = prompts * self.num_generations
+        micro_rows = self.algorithm.micro_batch_size or rows
+        if micro_rows < 1 or rows % micro_rows:
+            raise ValueError(
+                f"algorithm.micro_batch_size ({micro_rows} generations) must divide a mini-batch's {rows} generations"
+            )
+
+    def sampler(self) -> Sampling:
+        """The distribution that is sampled and trained."""
+        return Sampling(self.temperature, self.sampling.top_k, self.sampling.top_p)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTConfig(RunConfig):
+    """A supervised warm start on a task's demonstrations, one of each prompt.
+
+    Attributes:
+      micro_batch_size: rows whose activations are held at a time; None for all.
+    """
+
+    micro_batch_size: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        rows = self.micro_batch_size or self.prompts_per_step
+        if rows < 1 or self.prompts_per_step % rows:
+            raise ValueError(f"micro_batch_size ({rows}) must divide prompts_per_step ({self.prompts_per_step})")
+        if not hasattr(self.task, "demonstrate"):
+            raise ValueError(f"task {type(self.task).__name__} has no demonstrations (a method `demonstrate`)")

@@ -1,0 +1,181 @@
+"""Numbers of a step, and where they are written."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import rich.console
+import rich.progress
+from tensorboardX import SummaryWriter
+
+from polyepo_jax.sets import SIGNAL_THRESHOLD
+from polyepo_jax.types import DEGENERATE, Grades, Rollouts
+
+Metrics = Mapping[str, float]
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean, NaN (null in files) of nothing."""
+    return float(np.mean(values)) if values.size else math.nan
+
+
+def _num_distinct(clusters_N: np.ndarray) -> int:
+    return len(set(clusters_N.tolist()) - {DEGENERATE})
+
+
+def rollout_metrics(rollouts: Rollouts, grades: Grades, advantages_PN: np.ndarray) -> dict[str, float]:
+    """What the rollouts of a step look like; arrays on the host. Invalid generations are left out.
+
+    `clusters/*` count different non-degenerate clusters among a prompt's N generations, means over prompts.
+    `completions/entropy` is the mean of -logprob of the sampled tokens, an unbiased estimate of the entropy of
+    the sampled distribution, nats a token.
+    """
+    rewards_PN, clusters_PN, valid_PN = map(np.asarray, (grades.rewards_PN, grades.clusters_PN, grades.valid_PN))
+    mask_PNT = np.asarray(rollouts.completion_mask_PNT)
+    correct_PN = (rewards_PN > 0) & valid_PN
+    incorrect_PN = (rewards_PN <= 0) & valid_PN
+    groups = list(zip(clusters_PN, valid_PN, correct_PN, strict=True))
+    has_signal_P = np.any(np.abs(advantages_PN) >= SIGNAL_THRESHOLD, axis=1)
+    return {
+        "rewards/mean": _mean(rewards_PN[valid_PN]),
+        "coverage": _mean(correct_PN.any(axis=1)),
+        "clusters/distinct": _mean(np.array([_num_distinct(c[v]) for c, v, _ in groups])),
+        "clusters/distinct_correct": _mean(np.array([_num_distinct(c[r]) for c, _, r in groups])),
+        "clusters/degenerate_frac": _mean(clusters_PN[valid_PN] == DEGENERATE),
+        "advantages/nonzero_frac": _mean(has_signal_P),
+        "advantages/positive_frac_incorrect": _mean(advantages_PN[incorrect_PN] >= SIGNAL_THRESHOLD),
+        "completions/mean_length": _mean(mask_PNT.sum(axis=2)),
+        "completions/truncated_frac": _mean(np.asarray(rollouts.truncated_PN)),
+        "completions/entropy": -_mean(np.asarray(rollouts.sampler_logprobs_PNT)[mask_PNT]),
+        "judge/failure_frac": _mean(~valid_PN),
+    }
+
+
+class Writer(Protocol):
+    """Takes the metrics of each step, in order."""
+
+    def write(self, step: int, metrics: Metrics) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """One JSON object a line, `step` first. Undefined numbers are null.
+
+    Args:
+      path: of the file; lines of steps after `keep_through` are cut off, a half-written last line too.
+      keep_through: the step of the checkpoint that the run goes on from.
+    """
+
+    def __init__(self, path: Path, keep_through: int):
+        kept = [line for line in read_lines(path) if line["step"] <= keep_through]
+        # In place of the old file only when complete: a crash here must not lose the log.
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a")
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk: a checkpoint must not be newer than its log."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON-lines file; an interrupted write may have left half a line at its end."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+class TensorBoard:
+    """Event files; steps after `keep_through` of an earlier process are purged."""
+
+    def __init__(self, directory: Path, keep_through: int):
+        self._writer = SummaryWriter(str(directory), purge_step=keep_through + 1)
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run (extra `wandb`). Its key comes from the environment.
+
+    Raises:
+      ValueError: wandb is not installed.
+    """
+
+    def __init__(self, project: str, directory: Path, config: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError(
+                f"logging.wandb_project = {project!r} needs the package wandb: pip install 'polyepo-jax[wandb]', "
+                "or set logging.wandb_project to None"
+            ) from error
+        # The run's identity is its directory, so that a resumed run continues the same page.
+        name = "-".join(directory.absolute().parts[-2:])
+        self._run = wandb.init(
+            project=project, id=name.replace("/", "-"), name=name, dir=str(directory), config=config, resume="allow"
+        )
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        self._run.log({k: v for k, v in metrics.items() if math.isfinite(v)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Progress:
+    """One live line in a terminal; elsewhere a plain line now and then.
+
+    Args:
+      first_step, max_steps: the range that this process covers.
+      shown: metric name -> label and format, in order.
+    """
+
+    def __init__(self, first_step: int, max_steps: int, shown: Mapping[str, tuple[str, str]]):
+        self._console = rich.console.Console(stderr=True)
+        self._shown = shown
+        self._first, self._last = first_step, max_steps
+        self._progress = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.BarColumn(bar_width=20),
+            rich.progress.TextColumn("{task.fields[values]}"),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=max_steps, completed=first_step, values="compiling ...")
+        self._progress.start()
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        values = "  ".join(f"{label} {metrics[name]:{spec}}" for name, (label, spec) in self._shown.items())
+        self._progress.update(self._task, completed=step, values=values)
+        every = max((self._last - self._first) // 20, 1)
+        if not self._console.is_terminal and (step % every == 0 or step == self._last):
+            self.say(f"step {step}/{self._last}  {values}")
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the live one."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()

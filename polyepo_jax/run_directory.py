@@ -1,0 +1,115 @@
+"""A run directory: whose it is, what it may be resumed with, and who holds it."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from polyepo_jax.config import RunConfig
+from polyepo_jax.config_files import from_json, to_json
+from polyepo_jax.errors import InputError
+
+# What may differ when a run is resumed: none of it changes what is learned. Differences are logged.
+RESUMABLE = ("max_steps", "save_interval_steps", "eval_interval_steps", "max_to_keep", "mesh", "logging")
+
+
+def _differences(old: Any, new: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Paths at which two JSON values differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = {}
+        for key in [*old, *(k for k in new if k not in old)]:
+            found.update(_differences(old.get(key), new.get(key), f"{path}.{key}" if path else key))
+        return found
+    return {} if old == new else {path: (old, new)}
+
+
+def read_config(directory: Path) -> RunConfig:
+    """The config that a run directory was made with.
+
+    Raises:
+      InputError: not a run directory, or its config.json is damaged.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory} is not a run directory: it has no config.json")
+    try:
+        return from_json(json.loads(path.read_text()), RunConfig)
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+
+
+def check(directory: Path, config: RunConfig) -> list[str]:
+    """Whether `config` may run in `directory`. Writes nothing.
+
+    Returns:
+      The differences that are allowed, a line each; empty for a new directory.
+
+    Raises:
+      InputError: it cannot be written to, holds other things, or belongs to a run that differs elsewhere.
+    """
+    existing = directory
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"run directory {directory}: {existing} is a file, not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"run directory {directory} cannot be written: no permission in {existing}; choose --run-dir")
+    if not directory.exists():
+        return []
+    path = directory / "config.json"
+    if not path.exists():
+        if (directory / "checkpoints").exists() or (directory / "metrics.jsonl").exists():
+            raise InputError(f"run directory {directory} has lost its config.json: restore it, or choose --run-dir")
+        return []
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON: {error}; restore it, or choose another --run-dir") from error
+    differences = _differences(old, to_json(config))
+    lines = {key: f"{key}: {before!r} -> {now!r}" for key, (before, now) in differences.items()}
+    refused = [line for key, line in lines.items() if key.split(".")[0] not in RESUMABLE]
+    if refused:
+        raise InputError(
+            f"run directory {directory} belongs to a run of another config: {'; '.join(refused)}; "
+            "choose another --run-dir, or the same config to go on"
+        )
+    return list(lines.values())
+
+
+@contextlib.contextmanager
+def hold(directory: Path) -> Iterator[None]:
+    """Makes the directory and keeps other training processes out of it.
+
+    Raises:
+      InputError: another process trains in it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"run directory {directory} cannot be written ({error.strerror}); choose --run-dir") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"another process is running in {directory}: wait for it, or choose --run-dir") from error
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def default_directory(config_path: Path) -> Path:
+    """runs/<folder>/<name> for configs/<folder>/<name>.py; the run directory itself for its own config.json."""
+    if config_path.is_dir():
+        return config_path
+    if config_path.name == "config.json":
+        return config_path.parent
+    return Path("runs") / config_path.resolve().parent.name / config_path.stem

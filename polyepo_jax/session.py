@@ -1,0 +1,410 @@
+"""What all training commands share around their step: restore, log, evaluate, save, stop.
+
+A session turns a config and a run directory into a stream of steps. The same command on the same directory goes on
+where the last complete checkpoint left off, with the same random numbers and the same data order.
+"""
+
+import contextlib
+import dataclasses
+import math
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from polyepo_jax import data, run_directory
+from polyepo_jax.checkpoint import CheckpointError, Checkpoints
+from polyepo_jax.config import RunConfig
+from polyepo_jax.config_files import to_json
+from polyepo_jax.errors import InputError, RunError
+from polyepo_jax.evaluation import sample, summarize
+from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer
+from polyepo_jax.model import init, logical_axes
+from polyepo_jax.sampling import GenerationSpec, Sampling
+from polyepo_jax.sharding import Mesh, make_mesh, param_shardings
+from polyepo_jax.tasks import Problem
+from polyepo_jax.update import TrainState, UpdateSpec, init_state, state_shardings
+
+# Steps traced by --profile, counted from the first of the process: compilation is over by then.
+PROFILED_STEPS = range(2, 5)
+
+
+def admitted(config: RunConfig, split: Any) -> tuple[Problem, ...]:
+    """The problems of a split whose prompts fit.
+
+    Raises:
+      InputError: as of `data.admit`.
+    """
+    try:
+        problems = config.task.problems(split)
+        return data.admit(problems, config.task.tokenizer, config.max_prompt_length, config.long_prompts)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def mesh_of(config: RunConfig) -> Mesh:
+    """The mesh over all devices.
+
+    Raises:
+      InputError: it does not fit them.
+    """
+    try:
+        return make_mesh(config.mesh)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None = None) -> tuple[Any, int]:
+    """The params of a run directory's newest checkpoint (or that of `step`), for `config.model`.
+
+    Returns:
+      The params, placed on the mesh, and their step.
+
+    Raises:
+      InputError: no such checkpoint, one of another model, or a damaged one.
+    """
+    theirs = run_directory.read_config(directory).model
+    if not (directory / "checkpoints").is_dir():
+        raise InputError(f"{directory} has no checkpoints: train it first, or give another run directory")
+    shape = {"dtype": None, "remat": None}  # numerics of the computation may differ, the arrays may not
+    differing = [
+        f"{f.name} {getattr(theirs, f.name)!r}, not {getattr(config.model, f.name)!r}"
+        for f in dataclasses.fields(theirs)
+        if f.name not in shape and getattr(theirs, f.name) != getattr(config.model, f.name)
+    ]
+    if differing:
+        raise InputError(
+            f"the checkpoint in {directory} is of another model: it has {'; '.join(differing)}; set model.* to match"
+        )
+    checkpoints = Checkpoints(directory, read_only=True)
+    try:
+        steps = checkpoints.steps()
+        if not steps or (step is not None and step not in steps):
+            wanted = "no checkpoints" if step is None else f"no checkpoint of step {step} (it has {steps})"
+            raise InputError(f"{directory} has {wanted}: train it first, or give another run directory")
+        chosen = steps[-1] if step is None else step
+        abstract = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
+        try:
+            params = checkpoints.restore_params(chosen, abstract, param_shardings(mesh, logical_axes(config.model)))
+        except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+            others = [s for s in steps if s != chosen]
+            raise InputError(
+                f"checkpoint {chosen} in {directory} cannot be read ({type(error).__name__}); other steps: {others}"
+            ) from error
+        return params, chosen
+    finally:
+        checkpoints.close()
+
+
+def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> GenerationSpec:
+    """How held-out problems are sampled."""
+    return GenerationSpec(
+        model=config.model,
+        num_generations=num_samples,
+        max_completion_length=config.max_completion_length,
+        stop_ids=config.task.tokenizer.stop_ids,
+        pad_id=config.task.tokenizer.pad_id,
+        sampling=sampling,
+    )
+
+
+def evaluation_key(seed: int) -> jax.Array:
+    """Of a stream that no training step uses: steps count up from 0."""
+    return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Deferred:
+    """A dispatched step whose numbers are still on the devices."""
+
+    step: int
+    stats: Mapping[str, jax.Array]
+    metrics: dict[str, float]
+    num_train_tokens: int
+    dispatched_at: float
+
+
+class Session:
+    """A run in progress. Use as a context manager, and iterate `steps()`.
+
+    Attributes:
+      state: the train state; the loop replaces it.
+      mesh: of all devices.
+      reference_params: the initial policy if the loss needs it, else ().
+      settled_at: time.perf_counter() when the latest settled step was complete.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: Path,
+        spec: UpdateSpec,
+        resume_command: str,
+        shown: Mapping[str, tuple[str, str]],
+        profile: bool = False,
+    ):
+        """Checks everything that can be checked, and restores. Nothing is written if it raises InputError.
+
+        Args:
+          config: of the run.
+          directory: the run directory.
+          spec: of the updates.
+          resume_command: what a user types to go on.
+          shown: metrics of the progress line, name -> (label, format).
+          profile: trace a few steps with jax.profiler.
+        """
+        self._config, self._directory, self._spec = config, directory, spec
+        self._resume_command, self._shown, self._profile = resume_command, shown, profile
+        self._notes = run_directory.check(directory, config)
+        self._problems = admitted(config, "train")
+        self._validation = admitted(config, "validation")[: config.evaluation.num_validation_prompts]
+        self.mesh = mesh_of(config)
+        try:
+            dataset = data.prompt_dataset(
+                self._problems, config.task.tokenizer, config.prompts_per_step, config.max_prompt_length, config.seed
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        self._data: Any = iter(dataset)
+        self._fingerprint = data.fingerprint(self._problems, config.prompts_per_step, config.seed)
+        self._shardings = state_shardings(spec, self.mesh)
+        self._initial_params, self._init_step = self._make_initial_params(None)
+        self._stop_signal: int | None = None
+        self._deferred: _Deferred | None = None
+        self._stack = contextlib.ExitStack()
+        self.settled_at = time.perf_counter()
+
+    def _make_initial_params(self, init_step: int | None) -> tuple[Any, int | None]:
+        config = self._config
+        if config.init.run_dir is not None:
+            return load_params(Path(config.init.run_dir), config, self.mesh, init_step)
+        make = jax.jit(init, static_argnums=0, out_shardings=self._shardings.params)
+        return make(config.model, jax.random.key(config.seed)), None
+
+    # --- entering and leaving ---
+
+    def __enter__(self) -> "Session":
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(run_directory.hold(self._directory))
+            self._checkpoints = Checkpoints(self._directory, self._config.max_to_keep)
+            stack.callback(self._checkpoints.close)
+            first_step = self._restore()
+            run_directory.write_json(self._directory / "config.json", to_json(self._config))
+            self._jsonl = JsonLines(self._directory / "metrics.jsonl", first_step)
+            self._samples = JsonLines(self._directory / "samples.jsonl", first_step)
+            self._progress = Progress(first_step, self._config.max_steps, self._shown)
+            writers: list[Writer] = [self._jsonl, self._progress]
+            if self._config.logging.tensorboard:
+                writers.append(TensorBoard(self._directory / "tensorboard", first_step))
+            if self._config.logging.wandb_project is not None:
+                config_json = to_json(self._config)
+                try:
+                    writers.append(WeightsAndBiases(self._config.logging.wandb_project, self._directory, config_json))
+                except ValueError as error:
+                    raise InputError(str(error)) from error
+            self._writers = writers
+            for writer in [*writers, self._samples]:
+                stack.callback(writer.close)
+            for note in self._notes:
+                self._progress.say(f"resumed with a changed {note}")
+            if first_step:
+                self._progress.say(f"going on from step {first_step} of {self._config.max_steps}")
+            self._catch_signals(stack)
+            stack.enter_context(jax.set_mesh(self.mesh))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.__exit__(*exception)
+
+    def _restore(self) -> int:
+        """Sets the state, from the newest checkpoint if there is one; returns its step."""
+        # A copy: updates donate the state, and the initial params may serve as the reference.
+        params = jax.tree.map(lambda x: x.copy(), self._initial_params)
+        make = jax.jit(init_state, static_argnums=0, out_shardings=self._shardings, donate_argnums=1)
+        fresh = make(self._spec, params)
+        try:
+            restored = self._checkpoints.restore_latest(fresh, self._shardings, self._data, warn=print)
+        except CheckpointError as error:
+            raise InputError(str(error)) from error
+        self.state: TrainState = fresh
+        if restored is not None:
+            self.state, meta = restored
+            if meta["fingerprint"] != self._fingerprint:
+                raise InputError(
+                    f"the training prompts differ from those of {self._directory}: a resumed run would see another "
+                    "order; restore the data, or choose another --run-dir"
+                )
+            if meta["init_step"] != self._init_step and self._spec.loss.needs_reference:
+                self._initial_params, self._init_step = self._make_initial_params(meta["init_step"])
+            self._init_step = meta["init_step"]
+        self.reference_params = self._initial_params if self._spec.loss.needs_reference else ()
+        self._initial_params = None
+        return int(self.state.step)
+
+    def _catch_signals(self, stack: contextlib.ExitStack) -> None:
+        def request_stop(number: int, frame: Any) -> None:
+            if self._stop_signal is not None:
+                os._exit(128 + number)  # the second time means now
+            self._stop_signal = number
+            self._progress.say(f"{signal.Signals(number).name}: finishing this step and saving (again: end at once)")
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.signal(number, request_stop)
+            stack.callback(signal.signal, number, previous)
+
+    # --- the steps ---
+
+    def steps(self) -> Iterator[tuple[int, data.PromptBatch]]:
+        """Yields (step, prompts), step counting from 0; the loop body must `defer` its numbers.
+
+        After the body it saves, evaluates and stops as the config and signals say.
+        """
+        config, first_step = self._config, int(self.state.step)
+        if first_step >= config.max_steps:
+            self._progress.say(f"nothing to do: {self._directory} is at step {first_step} of {config.max_steps}")
+            return
+        self.settled_at = time.perf_counter()
+        for step in range(first_step, config.max_steps):
+            self._switch_profiler(step - first_step)
+            yield step, next(self._data)
+            done = step + 1
+            # Saving and evaluating read the state: the step is settled first, nothing else being under way.
+            save = done % config.save_interval_steps == 0 or done == config.max_steps or self._stop_signal is not None
+            if save or self._evaluates_after(done):
+                self.settle()
+            if save:
+                self._save()
+            if self._stop_signal is not None and done < config.max_steps:
+                self._checkpoints.wait()
+                self._progress.say(f"stopped at step {done} of {config.max_steps}; go on with: {self._resume_command}")
+                return
+        self._checkpoints.wait()
+        self._progress.say(f"done: step {config.max_steps}, in {self._directory}")
+
+    def _evaluates_after(self, done: int) -> bool:
+        every = self._config.eval_interval_steps
+        return every > 0 and done % every == 0
+
+    def _switch_profiler(self, index: int) -> None:
+        if not self._profile:
+            return
+        if index == PROFILED_STEPS.start:
+            self.settle()
+            jax.profiler.start_trace(str(self._directory / "profile"))
+        if index == PROFILED_STEPS.stop:
+            self.settle()
+            jax.profiler.stop_trace()
+            self._progress.say(f"profile of {len(PROFILED_STEPS)} steps in {self._directory / 'profile'}")
+
+    def defer(
+        self, step: int, stats: Mapping[str, jax.Array], metrics: dict[str, float], num_train_tokens: int
+    ) -> None:
+        """Takes the numbers of a step whose update was just dispatched; they are read one step later.
+
+        Args:
+          step: updates done after this one.
+          stats: from `train_step`, still being computed.
+          metrics: known on the host already.
+          num_train_tokens: real tokens of the batch.
+        """
+        self._deferred = _Deferred(step, stats, metrics, num_train_tokens, time.perf_counter())
+
+    def settle(self) -> None:
+        """Waits for the deferred step, and writes its metrics; does nothing when there is none.
+
+        Called after the next rollout was dispatched, so that the devices have work while the host waits.
+
+        Raises:
+          RunError: too many updates in a row were not finite.
+        """
+        deferred, self._deferred = self._deferred, None
+        if deferred is None:
+            return
+        stats = {name: float(value) for name, value in jax.device_get(deferred.stats).items()}
+        now = time.perf_counter()
+        times = {"time/step_s": now - self.settled_at, "time/update_s": now - deferred.dispatched_at}
+        busy = times["time/update_s"] + deferred.metrics.get("time/rollout_s", 0.0)
+        times["time/rollout_update_frac"] = busy / times["time/step_s"]
+        times["throughput/train_tokens_per_s"] = deferred.num_train_tokens / times["time/update_s"]
+        nonfinite_in_a_row = stats.pop("nonfinite_in_a_row")
+        evaluation: dict[str, float] = {}
+        if self._evaluates_after(deferred.step):
+            evaluation = self._evaluate()
+        metrics = deferred.metrics | _named(stats) | times | _memory() | evaluation
+        for writer in self._writers:
+            writer.write(deferred.step, metrics)
+        if nonfinite_in_a_row >= self._config.max_nonfinite_updates:
+            raise RunError(
+                f"stopped at step {deferred.step}: loss or gradient was not finite in {nonfinite_in_a_row:.0f} updates "
+                f"in a row, all skipped; the newest checkpoints in {self._directory} are of steps "
+                f"{self._checkpoints.steps()}; lower learning_rate, or look for the first null in metrics.jsonl"
+            )
+        self.settled_at = time.perf_counter()
+
+    def write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Appends generations to samples.jsonl where `logging.samples_interval_steps` asks for them."""
+        if (step - 1) % self._config.logging.samples_interval_steps == 0:
+            for row in rows:
+                self._samples.write(step, row)
+
+    def say(self, line: str) -> None:
+        """A line for the user."""
+        self._progress.say(line)
+
+    def _evaluate(self) -> dict[str, float]:
+        start = time.perf_counter()
+        evaluation = self._config.evaluation
+        sampling = Sampling(self._config.temperature)
+        samples = sample(
+            evaluation_spec(self._config, evaluation.num_samples, sampling),
+            self.state.params,
+            self._config.task,
+            self._validation,
+            self._config.max_prompt_length,
+            evaluation.max_rows,
+            evaluation_key(self._config.seed),
+            self.mesh,
+        )
+        grades = samples.grades
+        if samples.failures:
+            self.say(f"evaluation: {len(samples.failures)} grading calls failed; first: {samples.failures[0]}")
+            return {"time/eval_s": time.perf_counter() - start}
+        summary = summarize(grades.rewards_PN, grades.clusters_PN, samples.truncated_PM)
+        flat = {f"eval/pass_at_{k}": value for k, value in summary["pass_at_k"].items()}
+        for name in ("coverage", "distinct", "distinct_correct", "degenerate_frac", "truncated_frac"):
+            flat[f"eval/{name}"] = summary[name]
+        return flat | {"time/eval_s": time.perf_counter() - start}
+
+    def _save(self) -> None:
+        # The log first: what a checkpoint continues from must be on the disk before the checkpoint is.
+        self._jsonl.sync()
+        self._samples.sync()
+        self._checkpoints.save(self.state, self._data, {"fingerprint": self._fingerprint, "init_step": self._init_step})
+        self.settled_at = time.perf_counter()
+
+
+def _named(stats: Mapping[str, float]) -> dict[str, float]:
+    """The update's numbers under the names of metrics.jsonl."""
+    names = {
+        "loss": "loss/policy",
+        "grad_norm": "loss/grad_norm",
+        "clip_frac": "loss/clip_frac",
+        "kl": "loss/kl",
+        "nonfinite": "loss/nonfinite_updates",
+        "sampler_gap": "logprobs/sampler_gap",
+    }
+    return {names[name]: value for name, value in stats.items()}
+
+
+def _memory() -> dict[str, float]:
+    """Peaks of this process and of its first device, bytes."""
+    host = {"memory/host_peak_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    peak = stats.get("peak_bytes_in_use", math.nan)
+    return host if math.isnan(peak) else host | {"memory/device_peak_bytes": float(peak)}

@@ -1,0 +1,62 @@
+"""Supervised warm start on a task's demonstrations: python -m polyepo_jax.sft --config configs/.../....py
+
+The same command again resumes. Every config field can be overridden as --section.field value.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from polyepo_jax.commands import start
+from polyepo_jax.config import SFTConfig
+from polyepo_jax.data import demonstration_batch
+from polyepo_jax.errors import RunError, run_command
+from polyepo_jax.losses import SupervisedLoss
+from polyepo_jax.session import Session
+from polyepo_jax.sharding import shard_rows
+from polyepo_jax.update import UpdateSpec, train_step
+
+SHOWN = {"loss/policy": ("loss", ".4f"), "throughput/train_tokens_per_s": ("tokens/s", ",.0f")}
+
+
+def update_spec(config: SFTConfig) -> UpdateSpec:
+    """What each step updates."""
+    return UpdateSpec(
+        model=config.model,
+        loss=SupervisedLoss(),
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        prompt_length=config.max_prompt_length,
+        micro_batch_rows=config.micro_batch_size,
+    )
+
+
+def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool = False) -> None:
+    """Runs, or goes on with, the run in `directory`.
+
+    Raises:
+      InputError: bad input, found before anything is written.
+      RunError: a run that cannot go on.
+    """
+    update = update_spec(config)
+    with Session(config, directory, update, resume_command, SHOWN, profile) as session:
+        for step, prompts in session.steps():
+            rng = np.random.default_rng([config.seed, step])
+            try:
+                batch = demonstration_batch(config.task, prompts, config.max_completion_length, rng)
+            except ValueError as error:
+                raise RunError(str(error)) from error
+            session.state, stats = train_step(update, session.state, shard_rows(session.mesh, batch))
+            session.settle()
+            stats = {name: stats[name] for name in ("loss", "grad_norm", "nonfinite", "nonfinite_in_a_row")}
+            session.defer(step + 1, stats, {}, int(np.sum(batch.mask_BT)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    start("polyepo_jax.sft", SFTConfig, sft, arguments, __doc__)
+
+
+if __name__ == "__main__":
+    run_command(main)

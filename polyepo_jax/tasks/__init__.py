@@ -1,0 +1,7 @@
+"""Domains: prompts, verifier and clusterer together."""
+
+from polyepo_jax.tasks.polynomial import Polynomial as Polynomial
+from polyepo_jax.tasks.task import Problem as Problem
+from polyepo_jax.tasks.task import Split as Split
+from polyepo_jax.tasks.task import Task as Task
+from polyepo_jax.tasks.task import TaskWithDemonstrations as TaskWithDemonstrations

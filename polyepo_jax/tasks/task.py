@@ -1,0 +1,57 @@
+"""What a task is: problems, and what is said of responses to them."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from polyepo_jax.tokenizer import Tokenizer
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One prompt with what is needed to grade responses to it; stays on the host.
+
+    id: non-negative int32, unique in the task; the random numbers of its generations derive from it.
+    prompt: the text the model continues.
+    reference: what the verifier compares with, in the task's own form.
+    """
+
+    id: int
+    prompt: str
+    reference: str
+
+
+class Task(Protocol):
+    """A domain, as a frozen dataclass. Responses are a model's output: hostile text, never to be executed."""
+
+    @property
+    def name(self) -> str:
+        """Of the held-out benchmark in eval.json."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    def problems(self, split: Split) -> Sequence[Problem]:
+        """The problems of a split; splits share none."""
+        ...
+
+    def verify(self, problem: Problem, response: str) -> float:
+        """The reward of a response."""
+        ...
+
+    def cluster(self, problem: Problem, responses: Sequence[str]) -> Sequence[int]:
+        """Strategy ids of all responses to one problem, DEGENERATE where there is none."""
+        ...
+
+
+class TaskWithDemonstrations(Task, Protocol):
+    """A task that can also show how it is done, for a supervised warm start."""
+
+    def demonstrate(self, problem: Problem, rng: np.random.Generator) -> str:
+        """One response, its end token included."""
+        ...
