@@ -15,6 +15,12 @@ from polyepo_jax.sharding import MeshConfig
 from polyepo_jax.update import OptimizerConfig
 
 
+def _check_number(config: Any, name: str, minimum: int) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, (int, float)) or not value >= minimum or not math.isfinite(value):
+        raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
     """Where the first parameters come from.
@@ -44,9 +50,8 @@ class EvaluationConfig:
 
     def __post_init__(self):
         for name in ("num_samples", "num_prompts", "num_validation_prompts", "max_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if getattr(self, name) is not None:
+                _check_number(self, name, 1)
         if self.max_rows < self.num_samples:
             raise ValueError(
                 f"max_rows ({self.max_rows}) must be at least num_samples ({self.num_samples}): the generations of "
@@ -69,8 +74,7 @@ class LoggingConfig:
     samples_interval_steps: int = 10
 
     def __post_init__(self):
-        if self.samples_interval_steps < 1:
-            raise ValueError(f"samples_interval_steps must be at least 1, got {self.samples_interval_steps}")
+        _check_number(self, "samples_interval_steps", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +113,7 @@ class AlgorithmConfig:
     micro_batch_size: int | None = None
 
     def __post_init__(self):
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+        _check_number(self, "num_iterations", 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,11 +168,9 @@ class RunConfig:
             "max_completion_length",
             "max_nonfinite_updates",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            _check_number(self, name, 1)
         for name in ("seed", "eval_interval_steps", "learning_rate"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            _check_number(self, name, 0)
         if self.seed >= 2**31:
             raise ValueError(f"seed must be below 2^31, got {self.seed}")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
@@ -200,11 +201,7 @@ class Config(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.num_generations < 2:
-            raise ValueError(
-                f"num_generations must be at least 2, got {self.num_generations}: one generation has none to be "
-                "compared with"
-            )
+        _check_number(self, "num_generations", 2)
         self.sampler()
         check = getattr(self.algorithm.advantage, "check", None)
         if check is not None:

@@ -47,18 +47,22 @@ def _resolve(reference: str, path: str) -> Any:
         raise InputError(f"{path}: {reference!r} cannot be found ({error}); expected 'module:Name'") from error
 
 
-def to_json(value: Any) -> Any:
-    """A config, or any part of it, as JSON: dataclasses become objects that name their class."""
+def to_json(value: Any, path: str = "") -> Any:
+    """A config, or any part of it, as JSON: dataclasses become objects that name their class.
+
+    Raises:
+      InputError: a value that has no JSON form, named by its path.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        return {"class": _reference(type(value)), **fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        return {"class": _reference(type(value))} | {k: to_json(v, _join(path, k)) for k, v in fields.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
+        return [to_json(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, types.FunctionType):
         return {"function": _reference(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise InputError(f"a config holds dataclasses, functions, numbers, texts and lists of them, not {value!r}")
+    raise InputError(f"{path}: a config holds dataclasses, functions, numbers, texts and lists of them, not {value!r}")
 
 
 def from_json(value: Any, hint: Any, path: str = "") -> Any:
