@@ -1,7 +1,10 @@
 """Checkpoints of the train state and of the data's position, by orbax."""
 
 import dataclasses
+import json
+import os
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,24 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "nonfinite_in_a_row": state.nonfinite_in_a_row}
 
 
+def _checksums(directory: Path) -> dict[str, list[int]]:
+    """Size and CRC-32 of every file below a directory, by its relative path."""
+    sums = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        crc = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                crc = zlib.crc32(block, crc)
+        sums[path.relative_to(directory).as_posix()] = [path.stat().st_size, crc]
+    return sums
+
+
 class Checkpoints:
     """The checkpoints of one run directory: written asynchronously, complete or absent, the newest ones kept.
+
+    Beside each complete checkpoint lies a manifest of its files, `manifests/<step>.json`: orbax reads some damaged
+    files without a word. A checkpoint whose process died before the manifest was written is trusted as orbax trusts
+    it.
 
     Args:
       directory: of the run; checkpoints lie in its folder `checkpoints`.
@@ -41,6 +60,8 @@ class Checkpoints:
     def __init__(self, directory: Path, max_to_keep: int | None = None, read_only: bool = False):
         self._path = (directory / "checkpoints").absolute()
         self._aside = directory / "corrupt_checkpoints"
+        self._manifests = directory / "manifests"
+        self._unsealed: int | None = None
         self._options = ocp.CheckpointManagerOptions(
             preservation_policy=None if max_to_keep is None else preservation_policy.LatestN(max_to_keep),
             enable_async_checkpointing=not read_only,
@@ -61,6 +82,7 @@ class Checkpoints:
         Raises:
           RuntimeError: that step has a checkpoint already (orbax would skip it without a word).
         """
+        self._seal()
         step = int(state.step)
         saved = self._manager.save(
             step,
@@ -73,10 +95,37 @@ class Checkpoints:
         )
         if not saved:
             raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
+        self._unsealed = step
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays."""
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+    def _seal(self) -> None:
+        """Waits for the save under way and writes its manifest; drops the manifests of deleted checkpoints."""
+        self._manager.wait_until_finished()
+        if self._unsealed is None:
+            return
+        self._manifests.mkdir(exist_ok=True)
+        path = self._manifests / f"{self._unsealed}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(_checksums(self._path / str(self._unsealed))))
+        os.replace(temporary, path)
+        self._unsealed = None
+        kept = {str(step) for step in self.steps()}
+        for manifest in self._manifests.glob("*.json"):
+            if manifest.stem not in kept:
+                manifest.unlink()
+
+    def _verify(self, step: int) -> None:
+        """Raises ValueError, naming a file, if a checkpoint differs from its manifest."""
+        path = self._manifests / f"{step}.json"
+        if not path.exists():
+            return
+        expected, actual = json.loads(path.read_text()), _checksums(self._path / str(step))
+        for name, (size, crc) in expected.items():
+            if name not in actual:
+                raise ValueError(f"file {name} is missing")
+            if actual[name][0] != size:
+                raise ValueError(f"file {name} has {actual[name][0]} bytes instead of {size}")
+            if actual[name][1] != crc:
+                raise ValueError(f"the checksum of file {name} differs")
 
     def restore_latest(
         self, state: TrainState, shardings: Any, data: grain.DatasetIterator, warn: Callable[[str], None]
@@ -98,6 +147,7 @@ class Checkpoints:
         passed_over = []
         for step in reversed(self.steps()):
             try:
+                self._verify(step)
                 restored = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
@@ -139,15 +189,20 @@ class Checkpoints:
         shutil.move(self._path / str(step), target)
 
     def restore_params(self, step: int, params: Any, shardings: Any) -> Any:
-        """The params of one checkpoint, placed by `shardings`; `params` gives shapes and dtypes."""
+        """The params of one checkpoint, placed by `shardings`; `params` gives shapes and dtypes.
+
+        Raises:
+          ValueError: a file differs from the manifest; and what orbax raises for other damage.
+        """
+        self._verify(step)
         args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params, shardings)))
         return self._manager.restore(step, args=args)["params"]
 
     def wait(self) -> None:
         """Returns when everything started has been written."""
-        self._manager.wait_until_finished()
+        self._seal()
 
     def close(self) -> None:
         """Waits and releases threads."""
-        self._manager.wait_until_finished()
+        self._seal()
         self._manager.close()

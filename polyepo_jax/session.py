@@ -10,6 +10,7 @@ import math
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -92,9 +93,9 @@ def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None
         try:
             params = checkpoints.restore_params(chosen, abstract, param_shardings(mesh, logical_axes(config.model)))
         except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-            others = [s for s in steps if s != chosen]
+            reason, others = str(error).splitlines()[0], [s for s in steps if s != chosen]
             raise InputError(
-                f"checkpoint {chosen} in {directory} cannot be read ({type(error).__name__}); other steps: {others}"
+                f"checkpoint {chosen} in {directory} cannot be read ({reason:.200}); it also has {others}"
             ) from error
         return params, chosen
     finally:
@@ -229,7 +230,9 @@ class Session:
         make = jax.jit(init_state, static_argnums=0, out_shardings=self._shardings, donate_argnums=1)
         fresh = make(self._spec, params)
         try:
-            restored = self._checkpoints.restore_latest(fresh, self._shardings, self._data, warn=print)
+            restored = self._checkpoints.restore_latest(
+                fresh, self._shardings, self._data, warn=lambda line: print(line, file=sys.stderr)
+            )
         except CheckpointError as error:
             raise InputError(str(error)) from error
         self.state: TrainState = fresh

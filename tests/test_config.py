@@ -38,9 +38,11 @@ def test_the_papers_methods_differ_in_the_advantage_alone():
 def test_overrides_reach_every_depth():
     config = override(
         rl_config(),
-        "--max-steps 9 --optimizer.b2 0.5 --algorithm.advantage.objective.set_size 3 --algorithm.advantage.num_sets 3 "
-        "--init.run_dir x/y --algorithm.loss.denominator completion_length --logging.tensorboard True "
-        "--evaluation.num_prompts None".split(),
+        [
+            *("--max-steps", "9", "--optimizer.b2", "0.5", "--init.run_dir", "x/y", "--logging.tensorboard", "True"),
+            *("--algorithm.advantage.objective.set_size", "3", "--algorithm.advantage.num_sets", "3"),
+            *("--algorithm.loss.denominator", "completion_length", "--evaluation.num_prompts", "None"),
+        ],
         "program",
     )
     assert config.max_steps == 9
@@ -67,7 +69,7 @@ def test_overrides_reach_every_depth():
         (["--temperature", "-1"], r"temperature must be greater than 0"),
         (["--num-generations", "1"], r"num_generations must be at least 2, got 1"),
         (["--algorithm.advantage.objective.set-size", "4"], r"less than num_generations = 4.*got 4"),
-        (["--algorithm.advantage.objective.set-size", "0"], r"set_size must be at least 1, got 0"),
+        (["--algorithm.advantage.objective.set-size", "0"], r"set_size must be an integer of at least 1, got 0"),
         (["--algorithm.advantage.num-sets", "1"], r"num_sets must be between 2"),
         (["--algorithm.advantage.num-sets", "7"], r"C\(4, 2\) = 6 sets there are, got 7"),
         (["--algorithm.mini-batch-size", "3"], r"mini_batch_size \(3 prompts\) must divide prompts_per_step \(4\)"),

@@ -29,8 +29,23 @@ def _float_rewards(rewards_N) -> Array:
     return rewards_N
 
 
-def _validity(valid_N, rewards_N: Array) -> Array:
-    return jnp.ones(rewards_N.shape, bool) if valid_N is None else jnp.asarray(valid_N, bool)
+def _checked_group(rewards_N, clusters_N, valid_N) -> tuple[Array, Array, Array]:
+    """Rewards as floats, cluster ids and validity (None: all valid) of one prompt.
+
+    Raises:
+      ValueError: they are not three arrays [N], or ids are not integers.
+    """
+    rewards_N = _float_rewards(rewards_N)
+    clusters_N = jnp.asarray(clusters_N)
+    valid_N = jnp.ones(rewards_N.shape, bool) if valid_N is None else jnp.asarray(valid_N, bool)
+    if rewards_N.ndim != 1 or not rewards_N.shape == clusters_N.shape == valid_N.shape:
+        raise ValueError(
+            "expected rewards, cluster ids and validity of one prompt, each of shape [N], got shapes "
+            f"{rewards_N.shape}, {clusters_N.shape} and {valid_N.shape}; use jax.vmap for several prompts"
+        )
+    if not jnp.issubdtype(clusters_N.dtype, jnp.integer):
+        raise ValueError(f"clusters_N must hold integer ids, got {clusters_N.dtype}")
+    return rewards_N, clusters_N, valid_N
 
 
 def _center(values_N: Array, valid_N: Array) -> Array:
@@ -70,10 +85,13 @@ def _given_sets_advantages(objective, rewards_N, clusters_N, valid_N, sets_SM, r
     scores_S = jax.vmap(objective)(rewards_N[sets_SM], clusters_N[sets_SM])
     chex.assert_shape(scores_S, (sets_SM.shape[0],))
     set_advantages_S = _center(scores_S.astype(rewards_N.dtype), usable_S)
-    totals_N = jnp.zeros_like(rewards_N).at[sets_SM].add(set_advantages_S[:, None])
+    rows_S1 = jnp.arange(sets_SM.shape[0])[:, None]
+    member_SN = jnp.zeros((sets_SM.shape[0], num_generations), bool).at[rows_S1, sets_SM].set(True)
+    # A sum over an axis, which XLA adds pairwise: a scatter-add of 1e4 sets loses 5e-6 in float32.
+    totals_N = jnp.sum(jnp.where(member_SN, set_advantages_S[:, None], 0), axis=0)
     if reduce == "sum":
         return totals_N
-    counts_N = jnp.zeros(num_generations, int).at[sets_SM].add(usable_S[:, None].astype(int))
+    counts_N = jnp.sum(member_SN & usable_S[:, None], axis=0)
     return totals_N / jnp.maximum(counts_N, 1).astype(rewards_N.dtype)
 
 
@@ -103,17 +121,8 @@ def marginal_advantages(
     """
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
-    rewards_N = _float_rewards(rewards_N)
-    clusters_N = jnp.asarray(clusters_N)
-    if rewards_N.ndim != 1 or clusters_N.shape != rewards_N.shape:
-        raise ValueError(
-            "expected rewards and cluster ids of one prompt, both of shape [N], got "
-            f"{rewards_N.shape} and {clusters_N.shape}; use jax.vmap for several prompts"
-        )
-    if not jnp.issubdtype(clusters_N.dtype, jnp.integer):
-        raise ValueError(f"clusters_N must hold integer ids, got {clusters_N.dtype}")
+    rewards_N, clusters_N, valid = _checked_group(rewards_N, clusters_N, valid_N)
     num_generations = rewards_N.shape[0]
-    valid = _validity(valid_N, rewards_N)
     # An invalid generation's grade may be anything, NaN too: it must not reach any sum.
     rewards_N = jnp.where(valid, rewards_N, 0)
 
@@ -139,6 +148,8 @@ def marginal_advantages(
         sets_SM = jnp.asarray(sets_SM)
         if sets_SM.ndim != 2 or not jnp.issubdtype(sets_SM.dtype, jnp.integer):
             raise ValueError(f"sets_SM must be an integer array [S, M], got {sets_SM.dtype}{list(sets_SM.shape)}")
+        if not isinstance(sets_SM, jax.core.Tracer) and np.any((sets_SM < 0) | (sets_SM >= num_generations)):
+            raise ValueError(f"sets_SM must hold generation indices 0 .. {num_generations - 1}, got others")
     advantages_N = _given_sets_advantages(objective, rewards_N, clusters_N, valid, sets_SM, reduce)
     return jnp.where(valid, advantages_N, 0)
 
@@ -152,9 +163,13 @@ def grpo_advantages(rewards_N, *, valid_N=None) -> Array:
 
     Returns:
       float[N].
+
+    Raises:
+      ValueError: shapes other than [N].
     """
     rewards_N = _float_rewards(rewards_N)
-    return _center(rewards_N, _validity(valid_N, rewards_N))
+    rewards_N, _, valid_N = _checked_group(rewards_N, jnp.zeros(rewards_N.shape, int), valid_N)
+    return _center(rewards_N, valid_N)
 
 
 def grpo_div_advantages(rewards_N, clusters_N, weight: float, *, valid_N=None) -> Array:
@@ -171,10 +186,11 @@ def grpo_div_advantages(rewards_N, clusters_N, weight: float, *, valid_N=None) -
 
     Returns:
       float[N].
+
+    Raises:
+      ValueError: shapes other than [N], or ids that are not integers.
     """
-    rewards_N = _float_rewards(rewards_N)
-    clusters_N = jnp.asarray(clusters_N)
-    valid_N = _validity(valid_N, rewards_N)
+    rewards_N, clusters_N, valid_N = _checked_group(rewards_N, clusters_N, valid_N)
     clustered_N = valid_N & (clusters_N != DEGENERATE)
     same_NN = (clusters_N[:, None] == clusters_N[None, :]) & clustered_N[None, :]
     size_N = jnp.maximum(jnp.sum(same_NN, axis=1), 1).astype(rewards_N.dtype)

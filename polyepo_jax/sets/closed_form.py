@@ -124,19 +124,16 @@ def polychromic_means(
 
 @jax.jit
 def _pass_at_k(m: Array, c: Array, k: Array) -> Array:
-    m, c, k = jnp.broadcast_arrays(m, c, k)
+    # Signed and wide enough: small integer types would wrap around.
+    m, c, k = jnp.broadcast_arrays(*(jnp.asarray(x).astype(int) for x in (m, c, k)))
     dtype = jnp.result_type(float)
 
-    def add_log_ratio(i, carry):
-        # log prod_{i < k} (m - c - i) / (m - i), by compensated summation: plain float32 sums lose 1e-5.
-        total, lost = carry
-        ratio = c / jnp.maximum(m - i, 1)
-        term = jnp.where((i < k) & (m - c - i > 0), jnp.log1p(-ratio.astype(dtype)), 0) - lost
-        new = total + term
-        return new, (new - total) - term
+    def add_log_ratio(i, total):
+        """Adds the i-th factor of prod_{i < k} (m - c - i) / (m - i), as its logarithm."""
+        ratio = (c / jnp.maximum(m - i, 1)).astype(dtype)
+        return total + jnp.where((i < k) & (m - c - i > 0), jnp.log1p(-ratio), 0)
 
-    zeros = jnp.zeros(m.shape, dtype)
-    log_none, _ = jax.lax.fori_loop(0, jnp.max(k, initial=0), add_log_ratio, (zeros, zeros))
+    log_none = jax.lax.fori_loop(0, jnp.max(k, initial=0), add_log_ratio, jnp.zeros(m.shape, dtype))
     value = jnp.where(k > m - c, 1, jnp.abs(jnp.expm1(log_none)))
     in_range = (0 <= c) & (c <= m) & (1 <= k) & (k <= m)
     return jnp.where(in_range, value, jnp.nan)
@@ -164,4 +161,4 @@ def pass_at_k(num_samples, num_correct, k) -> Array:
             raise ValueError(f"num_correct must be between 0 and num_samples = {num_samples}, got {num_correct}")
         if np.any((np.asarray(k) < 1) | (np.asarray(k) > np.asarray(num_samples))):
             raise ValueError(f"k must be between 1 and num_samples = {num_samples}, got {k}")
-    return _pass_at_k(*map(jnp.asarray, arguments))
+    return _pass_at_k(*arguments)

@@ -35,8 +35,8 @@ class _SetObjective:
     set_size: int = 4
 
     def __post_init__(self):
-        if self.set_size < 1:
-            raise ValueError(f"set_size must be at least 1, got {self.set_size}")
+        if not isinstance(self.set_size, int) or self.set_size < 1:
+            raise ValueError(f"set_size must be an integer of at least 1, got {self.set_size}")
 
 
 @dataclasses.dataclass(frozen=True)

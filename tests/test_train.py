@@ -1,0 +1,381 @@
+"""Whole runs: resumed, stopped, broken and refused. Runs of the same config are compared bit for bit."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polyepo_jax import evaluate, report
+from polyepo_jax.config import AlgorithmConfig, InitConfig
+from polyepo_jax.config_files import to_json
+from polyepo_jax.errors import InputError, RunError
+from polyepo_jax.losses import PolicyLoss
+from polyepo_jax.model import init
+from polyepo_jax.run_directory import write_json
+from polyepo_jax.session import load_params, mesh_of
+from polyepo_jax.sets import GRPO, Polychromic, SetAdvantage
+from polyepo_jax.sft import sft
+from polyepo_jax.train import flatten, train
+from polyepo_jax.types import Prompts, Rollouts
+from tests.tiny import MODEL, EasyPolynomial, metrics_of, rl_config, sft_config
+
+COMMAND = "python -m polyepo_jax.train --config c.py"
+
+
+EVERY_STEP = {
+    *("rewards/mean", "coverage", "clusters/distinct", "clusters/distinct_correct", "clusters/degenerate_frac"),
+    *("advantages/nonzero_frac", "advantages/positive_frac_incorrect", "loss/policy", "loss/clip_frac"),
+    *("loss/grad_norm", "logprobs/sampler_gap", "completions/mean_length", "completions/truncated_frac"),
+    *("judge/failure_frac", "time/step_s", "time/rollout_s", "time/grade_s", "time/update_s"),
+    *("time/rollout_update_frac", "throughput/rollout_tokens_per_s", "throughput/train_tokens_per_s"),
+}
+
+
+def run(config, directory, **options):
+    train(config, directory, COMMAND, **options)
+
+
+def params_of(directory, config):
+    return jax.device_get(load_params(directory, config, mesh_of(config))[0])
+
+
+def assert_same_run(first, second, config):
+    assert metrics_of(first) == metrics_of(second)
+    assert (first / "samples.jsonl").read_text() == (second / "samples.jsonl").read_text()
+    chex.assert_trees_all_equal(params_of(first, config), params_of(second, config))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run."""
+    directory = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(rl_config(eval_interval_steps=3), directory)
+    return directory
+
+
+def test_a_run_writes_what_the_readme_says(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(line.keys() >= EVERY_STEP for line in lines)
+    assert [("eval/pass_at_1" in line) for line in lines] == [False, False, True] * 2
+    assert all(line["logprobs/sampler_gap"] < 1e-5 for line in lines)
+    assert any(line["loss/grad_norm"] > 0 for line in lines)
+    assert sorted(p.name for p in finished.iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "config.json",
+        "manifests",
+        "metrics.jsonl",
+        "samples.jsonl",
+    ]
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir() if p.name.isdigit()) == ["4", "6"]
+
+
+def test_training_changes_the_policy(finished):
+    config = rl_config(eval_interval_steps=3)
+    before = jax.device_get(init(MODEL, jax.random.key(0)))
+    after = params_of(finished, config)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)
+    assert all(change > 0 for change in jax.tree.leaves(moved))
+
+
+def test_a_finished_run_has_nothing_to_do(finished, capsys):
+    before = {p: p.read_bytes() for p in finished.glob("*.jsonl")}
+    run(rl_config(eval_interval_steps=3), finished)
+    assert "nothing to do" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in finished.glob("*.jsonl")} == before
+
+
+def test_a_run_in_two_parts_with_other_intervals_is_the_same_run(finished, tmp_path, capsys):
+    config = rl_config(eval_interval_steps=3)
+    directory = tmp_path / "parts"
+    run(dataclasses.replace(config, max_steps=3, save_interval_steps=1), directory)
+    run(dataclasses.replace(config, save_interval_steps=5), directory)
+    said = capsys.readouterr().err
+    assert "resumed with a changed max_steps: 3 -> 6" in said
+    assert "going on from step 3 of 6" in said
+    assert_same_run(finished, directory, config)
+
+
+@dataclasses.dataclass(frozen=True)
+class SignalsItself(EasyPolynomial):
+    """Sends this process a signal when the clusterer is called for the `at`-th time, four times a step; once a file."""
+
+    marker: str = ""
+    at: int = 10
+    number: int = signal.SIGTERM
+
+    def cluster(self, problem, responses):
+        path = Path(self.marker)
+        calls = int(path.read_text()) + 1 if path.exists() else 1
+        path.write_text(str(calls))
+        if calls == self.at:
+            os.kill(os.getpid(), self.number)
+        return super().cluster(problem, responses)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capsys, number):
+    undisturbed = rl_config(task=SignalsItself(marker=str(tmp_path / "a"), at=-1))
+    run(undisturbed, tmp_path / "undisturbed")
+    config = rl_config(task=SignalsItself(marker=str(tmp_path / "b"), number=number), save_interval_steps=100)
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    run(config, tmp_path / "stopped")
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+    said = capsys.readouterr().err
+    assert f"{signal.Signals(number).name}: finishing this step and saving" in said
+    assert f"stopped at step 3 of 6; go on with: {COMMAND}" in said
+    assert len(metrics_of(tmp_path / "stopped")) == 3
+    run(config, tmp_path / "stopped")
+    assert metrics_of(tmp_path / "undisturbed") == metrics_of(tmp_path / "stopped")
+    chex.assert_trees_all_equal(params_of(tmp_path / "undisturbed", config), params_of(tmp_path / "stopped", config))
+
+
+KILLED_CONFIG = """
+import signal
+from tests.test_train import SignalsItself
+from tests.tiny import rl_config
+
+def get_config():
+    return rl_config(task=SignalsItself(marker={marker!r}, at={at}, number=signal.SIGKILL), save_interval_steps={every})
+"""
+
+
+def command_line(*arguments):
+    """Runs a command of the package as a user does, on one device."""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("at", "every"), [(2, 1), (10, 2), (18, 1), (21, 3)])
+def test_kill_9_and_the_same_command_give_the_undisturbed_run(tmp_path, at, every):
+    # The process dies in step 1, 3, 5 and 6, some of them while a checkpoint is being written.
+    outcomes = []
+    for name, moment in (("undisturbed", -1), ("killed", at)):
+        config = tmp_path / f"{name}.py"
+        config.write_text(KILLED_CONFIG.format(marker=str(tmp_path / f"{name}.count"), at=moment, every=every))
+        arguments = ["polyepo_jax.train", "--config", str(config), "--run-dir", str(tmp_path / name)]
+        outcomes.append(command_line(*arguments))
+        if moment > 0:
+            assert outcomes[-1].returncode == -signal.SIGKILL
+            outcomes.append(command_line(*arguments))
+    assert [outcomes[0].returncode, outcomes[2].returncode] == [0, 0], outcomes[2].stderr
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "killed", rl_config())
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """An advantage that is not a number."""
+
+    def __call__(self, key, rewards_N, clusters_N, valid_N):
+        return rewards_N * jnp.nan
+
+
+def test_nonfinite_updates_are_skipped_counted_and_end_the_run(tmp_path):
+    config = rl_config(algorithm=AlgorithmConfig(advantage=Broken()), max_nonfinite_updates=3, save_interval_steps=1)
+    with pytest.raises(RunError, match=r"stopped at step 3: .* not finite in 3 updates in a row"):
+        run(config, tmp_path / "run")
+    lines = metrics_of(tmp_path / "run")
+    assert [line["loss/policy"] for line in lines] == [None] * 3
+    assert [line["loss/nonfinite_updates"] for line in lines] == [1] * 3
+    chex.assert_trees_all_equal(params_of(tmp_path / "run", config), jax.device_get(init(MODEL, jax.random.key(0))))
+
+
+def damage(directory, step, how):
+    """Harms the largest data file of one checkpoint's parameters."""
+    files = (directory / "checkpoints" / str(step) / "params").glob("ocdbt.process_*/d/*")
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    if how == "truncated":
+        largest.write_bytes(content[: len(content) // 2])
+    elif how == "missing":
+        largest.unlink()
+    else:
+        middle = len(content) // 2
+        largest.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "flipped"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(finished, tmp_path, capsys, how):
+    config = rl_config(eval_interval_steps=3)
+    directory = tmp_path / "run"
+    run(config, directory)
+    damage(directory, 6, how)
+    capsys.readouterr()
+    run(config, directory)
+    output = capsys.readouterr()
+    assert "checkpoint 6 cannot be read (ValueError: " in output.err
+    assert "going on from checkpoint 4" in output.err
+    assert (directory / "corrupt_checkpoints" / "6").is_dir()
+    assert_same_run(finished, directory, config)
+
+    for step in (4, 6):
+        damage(directory, step, how)
+    with pytest.raises(InputError, match=r"none of the checkpoints \[4, 6\] .* can be read"):
+        run(config, directory)
+
+
+def test_an_incomplete_checkpoint_does_not_count(finished, tmp_path):
+    config = rl_config(eval_interval_steps=3)
+    directory = tmp_path / "run"
+    run(dataclasses.replace(config, max_steps=4), directory)
+    (directory / "checkpoints" / "9").mkdir()
+    run(config, directory)
+    assert_same_run(finished, directory, config)
+
+
+# --- refused before anything is written ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_prompt_length": 5}, r"813 of 813 prompts are longer than max_prompt_length = 5"),
+        ({"max_prompt_length": 5, "long_prompts": "drop"}, r"none of the 813 prompts fits"),
+        ({"prompts_per_step": 1000}, r"prompts_per_step = 1000 is more than the 813"),
+        ({"mesh": dataclasses.replace(rl_config().mesh, data=3)}, r"does not fit the 8 devices"),
+        ({"init": InitConfig("nowhere")}, r"nowhere is not a run directory"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_written(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(rl_config(**changes), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    other = dataclasses.replace(MODEL, intermediate_size=24, rope_theta=5.0)
+    with pytest.raises(InputError, match=r"another model: it has intermediate_size 16, not 24; rope_theta 1000000.0"):
+        run(rl_config(model=other, init=InitConfig(str(finished))), tmp_path / "run")
+    write_json(tmp_path / "config.json", to_json(rl_config()))
+    with pytest.raises(InputError, match="has no checkpoints"):
+        run(rl_config(init=InitConfig(str(tmp_path))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_config_does_not_touch_a_run_directory(finished):
+    before = {p: p.read_bytes() for p in finished.iterdir() if p.is_file()}
+    with pytest.raises(InputError, match=r"another config: learning_rate: 0.01 -> 0.02"):
+        run(rl_config(eval_interval_steps=3, learning_rate=0.02), finished)
+    assert {p: p.read_bytes() for p in finished.iterdir() if p.is_file()} == before
+
+
+@pytest.mark.slow
+def test_commands_end_with_one_line_and_status_2_on_bad_input(tmp_path):
+    epo = "configs/polynomial/poly_epo.py"
+    cases = [
+        (["polyepo_jax.train"], "--config is missing"),
+        (["polyepo_jax.train", "--config", "nowhere.py"], "nowhere.py does not exist"),
+        (["polyepo_jax.train", "--config", epo, "--lerning-rate", "1"], "--lerning-rate"),
+        (["polyepo_jax.sft", "--config", epo], "must return a SFTConfig, got Config"),
+        (["polyepo_jax.evaluate", "--run-dir", str(tmp_path)], "is not a run directory"),
+        (["polyepo_jax.evaluate", "--nothing"], "--nothing"),
+    ]
+    for arguments, message in cases:
+        outcome = command_line(*arguments)
+        assert outcome.returncode == 2, (arguments, outcome.stderr)
+        assert outcome.stdout == ""
+        (line,) = outcome.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "sft", "evaluate", "report"])
+def test_every_command_has_help(command):
+    config = {"train": "poly_epo", "sft": "warm_start"}.get(command)
+    arguments = [] if config is None else ["--config", f"configs/polynomial/{config}.py"]
+    outcome = command_line(f"polyepo_jax.{command}", *arguments, "--help")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "--run-dir" in outcome.stdout or command == "report"
+
+
+# --- the parts together ---
+
+
+def test_warm_start_evaluation_training_and_report_work_together(tmp_path, capsys):
+    warm, tuned = tmp_path / "warm_start", tmp_path / "grpo"
+    sft(sft_config(), warm, COMMAND)
+    config = rl_config(
+        init=InitConfig(str(warm)), algorithm=AlgorithmConfig(advantage=GRPO()), max_completion_length=25
+    )
+    run(config, tuned)
+    for directory in (warm, tuned):
+        evaluate.main(["--run-dir", str(directory)])
+        result = json.loads((directory / "eval.json").read_text())
+        assert (result["checkpoint_step"], result["num_samples"]) == (6, 4)
+        assert list(result["benchmarks"]["polynomial/held_out"]["pass_at_k"]) == ["1", "2", "4"]
+    evaluate.main(["--run-dir", str(tuned), "--num-samples", "2", "--temperature", "0", "--split", "validation"])
+    greedy = json.loads((tuned / "eval_validation.json").read_text())["benchmarks"]["polynomial/held_out"]
+    assert greedy["pass_at_k"]["1"] == greedy["pass_at_k"]["2"]
+    capsys.readouterr()
+    report.main([str(warm), str(tuned), "--out", str(tmp_path / "report")])
+    assert (tmp_path / "report" / "comparison.png").exists()
+    losses = [line["loss/policy"] for line in metrics_of(warm)]
+    assert losses[-1] < losses[0]
+
+
+def test_the_initial_policy_is_that_of_the_warm_start(finished, tmp_path):
+    config = rl_config(init=InitConfig(str(finished)), learning_rate=0.0, max_steps=1)
+    run(config, tmp_path / "run")
+    chex.assert_trees_all_equal(params_of(tmp_path / "run", config), params_of(finished, config))
+
+
+def test_every_algorithm_setting_is_used_and_resumes(tmp_path):
+    algorithm = AlgorithmConfig(
+        advantage=SetAdvantage(Polychromic(2, require_distinct=True), num_sets=3, reduce="sum"),
+        loss=PolicyLoss(beta=0.1, dual_clip=3.0, denominator="completion_length"),
+        truncated="mask",
+        num_iterations=2,
+        mini_batch_size=2,
+        micro_batch_size=4,
+    )
+    config = rl_config(algorithm=algorithm, max_steps=4)
+    run(config, tmp_path / "whole")
+    run(dataclasses.replace(config, max_steps=2), tmp_path / "parts")
+    run(config, tmp_path / "parts")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts", config)
+    lines = metrics_of(tmp_path / "whole")
+    # The KL to the initial policy is 0 in the first mini-batch only: it was the reference, not the sampler.
+    assert lines[-1]["loss/kl"] > lines[0]["loss/kl"] > 0
+
+
+def test_profile_writes_a_trace(tmp_path):
+    run(rl_config(), tmp_path / "run", profile=True)
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_rows_of_a_batch(tmp_path):
+    prompts = Prompts(jnp.array([[0, 5]]), jnp.array([[False, True]]), jnp.array([3]))
+    rollouts = Rollouts(
+        tokens_PNT=jnp.array([[[7, 2, 0], [7, 8, 9]]]),
+        completion_mask_PNT=jnp.array([[[True, True, False], [True, True, True]]]),
+        sampler_logprobs_PNT=jnp.array([[[-1.0, -2.0, 0.0], [-3.0, -4.0, -5.0]]]),
+        truncated_PN=jnp.array([[False, True]]),
+    )
+    batch = flatten(False, prompts, rollouts, jnp.array([[0.5, -0.5]]))
+    np.testing.assert_array_equal(batch.tokens_BT, [[0, 5, 7, 2, 0], [0, 5, 7, 8, 9]])
+    np.testing.assert_array_equal(batch.mask_BT, [[0, 1, 1, 1, 0], [0, 1, 1, 1, 1]])
+    np.testing.assert_array_equal(batch.loss_mask_BT, [[0, 0, 1, 1, 0], [0, 0, 1, 1, 1]])
+    np.testing.assert_array_equal(batch.sampler_logprobs_BT, [[0, 0, -1, -2, 0], [0, 0, -3, -4, -5]])
+    np.testing.assert_array_equal(batch.advantages_B, [0.5, -0.5])
+    masked = flatten(True, prompts, rollouts, jnp.array([[0.5, -0.5]]))
+    np.testing.assert_array_equal(masked.loss_mask_BT, [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
