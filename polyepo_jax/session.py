@@ -6,6 +6,7 @@ where the last complete checkpoint left off, with the same random numbers and th
 
 import contextlib
 import dataclasses
+import importlib.util
 import math
 import os
 import resource
@@ -174,7 +175,14 @@ class Session:
         self._data: Any = iter(dataset)
         self._fingerprint = data.fingerprint(self._problems, config.prompts_per_step, config.seed)
         self._shardings = state_shardings(spec, self.mesh)
-        self._initial_params, self._init_step = self._make_initial_params(None)
+        if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
+            raise InputError(
+                "logging.wandb_project needs the package wandb: pip install -e '.[wandb]', or leave it out"
+            )
+        # A run that has checkpoints goes on from them, also when what it started from is gone by now.
+        self._initial: tuple[Any, int | None] | None = None
+        if not any((directory / "checkpoints").glob("[0-9]*")):
+            self._initial = self._make_initial_params(None)
         self._stop_signal: int | None = None
         self._deferred: _Deferred | None = None
         self._stack = contextlib.ExitStack()
@@ -225,29 +233,30 @@ class Session:
 
     def _restore(self) -> int:
         """Sets the state, from the newest checkpoint if there is one; returns its step."""
-        # A copy: updates donate the state, and the initial params may serve as the reference.
-        params = jax.tree.map(lambda x: x.copy(), self._initial_params)
-        make = jax.jit(init_state, static_argnums=0, out_shardings=self._shardings, donate_argnums=1)
-        fresh = make(self._spec, params)
+        config, spec = self._config, self._spec
+        abstract = jax.eval_shape(lambda: init_state(spec, init(config.model, jax.random.key(0))))
         try:
             restored = self._checkpoints.restore_latest(
-                fresh, self._shardings, self._data, warn=lambda line: print(line, file=sys.stderr)
+                abstract, self._shardings, self._data, warn=lambda line: print(line, file=sys.stderr)
             )
         except CheckpointError as error:
             raise InputError(str(error)) from error
-        self.state: TrainState = fresh
-        if restored is not None:
+        if restored is None:
+            params, self._init_step = self._initial or self._make_initial_params(None)
+            # A copy: updates donate the state, and the initial params may serve as the reference.
+            make = jax.jit(init_state, static_argnums=0, out_shardings=self._shardings, donate_argnums=1)
+            self.state: TrainState = make(spec, jax.tree.map(lambda x: x.copy(), params))
+        else:
             self.state, meta = restored
             if meta["fingerprint"] != self._fingerprint:
                 raise InputError(
                     f"the training prompts differ from those of {self._directory}: a resumed run would see another "
                     "order; restore the data, or choose another --run-dir"
                 )
-            if meta["init_step"] != self._init_step and self._spec.loss.needs_reference:
-                self._initial_params, self._init_step = self._make_initial_params(meta["init_step"])
             self._init_step = meta["init_step"]
-        self.reference_params = self._initial_params if self._spec.loss.needs_reference else ()
-        self._initial_params = None
+            params = self._make_initial_params(self._init_step)[0] if spec.loss.needs_reference else ()
+        self.reference_params = params if spec.loss.needs_reference else ()
+        self._initial = None
         return int(self.state.step)
 
     def _catch_signals(self, stack: contextlib.ExitStack) -> None:

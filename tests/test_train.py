@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from polyepo_jax import evaluate, report
-from polyepo_jax.config import AlgorithmConfig, InitConfig
+from polyepo_jax.config import AlgorithmConfig, InitConfig, LoggingConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.losses import PolicyLoss
@@ -252,6 +253,7 @@ def test_an_incomplete_checkpoint_does_not_count(finished, tmp_path):
         ({"prompts_per_step": 1000}, r"prompts_per_step = 1000 is more than the 813"),
         ({"mesh": dataclasses.replace(rl_config().mesh, data=3)}, r"does not fit the 8 devices"),
         ({"init": InitConfig("nowhere")}, r"nowhere is not a run directory"),
+        ({"logging": LoggingConfig(wandb_project="p")}, r"needs the package wandb: pip install"),
     ],
 )
 def test_bad_input_is_refused_and_nothing_written(tmp_path, changes, message):
@@ -337,6 +339,24 @@ def test_the_initial_policy_is_that_of_the_warm_start(finished, tmp_path):
     config = rl_config(init=InitConfig(str(finished)), learning_rate=0.0, max_steps=1)
     run(config, tmp_path / "run")
     chex.assert_trees_all_equal(params_of(tmp_path / "run", config), params_of(finished, config))
+
+
+def test_a_run_goes_on_without_what_it_started_from(finished, tmp_path):
+    start, directory = tmp_path / "start", tmp_path / "run"
+    shutil.copytree(finished, start)
+    config = rl_config(init=InitConfig(str(start)), max_steps=2)
+    run(config, directory)
+    shutil.rmtree(start)
+    run(dataclasses.replace(config, max_steps=3), directory)
+    assert len(metrics_of(directory)) == 3
+
+
+def test_other_data_is_refused_on_resume(tmp_path, monkeypatch):
+    run(rl_config(max_steps=2), tmp_path / "run")
+    problems = EasyPolynomial().problems("train")
+    monkeypatch.setattr(EasyPolynomial, "problems", lambda self, split: problems[:-1])
+    with pytest.raises(InputError, match="the training prompts differ"):
+        run(rl_config(), tmp_path / "run")
 
 
 def test_every_algorithm_setting_is_used_and_resumes(tmp_path):

@@ -84,7 +84,8 @@ def _parse(text: str, path: Path, first_line: int = 1) -> dict[str, Any]:
 
 def _load_metrics(path: Path) -> tuple[dict[str, Any], ...]:
     rows = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    *lines, _ = _read(path).split("\n")  # after the last line's end: nothing, or half a line of a running process
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         row = _parse(line, path, number)

@@ -275,9 +275,9 @@ def test_directories_that_are_no_evaluated_runs(run_dirs, tmp_path):
             "num_prompts of benchmark 'x'",
         ),
         ("eval.json", b"\xff", r"eval\.json: cannot be read"),
-        ("metrics.jsonl", '{"step": 1}\n\n{"step"', r"metrics\.jsonl, line 3: not valid JSON"),
-        ("metrics.jsonl", '{"step": 1}\n{"x": 1}', r'metrics\.jsonl, line 2: expected an integer "step"'),
-        ("metrics.jsonl", '{"step": 1, "x": NaN}', r"metrics\.jsonl, line 1: not valid JSON: NaN"),
+        ("metrics.jsonl", '{"step": 1}\n\n{"step"\n', r"metrics\.jsonl, line 3: not valid JSON"),
+        ("metrics.jsonl", '{"step": 1}\n{"x": 1}\n', r'metrics\.jsonl, line 2: expected an integer "step"'),
+        ("metrics.jsonl", '{"step": 1, "x": NaN}\n', r"metrics\.jsonl, line 1: not valid JSON: NaN"),
     ],
 )
 def test_malformed_files(tmp_path, name, content, message):
