@@ -62,10 +62,17 @@ def update_spec(config: Config) -> UpdateSpec:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def group_advantages(advantage: Any, key: Array, ids_P: Array, grades: Grades) -> Array:
-    """Advantages [P, N]; a group's random numbers, if it draws sets, derive from (step, prompt id)."""
+def group_advantages(advantage: Any, key: Array, ids_P: Array, grades: Grades) -> tuple[Array, dict[str, Array]]:
+    """Advantages [P, N], and means over the prompts of what the advantage says of its groups.
+
+    A group's random numbers, if it draws sets, derive from (step, prompt id).
+    """
     keys_P = jax.vmap(functools.partial(jax.random.fold_in, key))(ids_P)
-    return jax.vmap(advantage)(keys_P, grades.rewards_PN, grades.clusters_PN, grades.valid_PN)
+    groups = grades.rewards_PN, grades.clusters_PN, grades.valid_PN
+    advantages_PN = jax.vmap(advantage)(keys_P, *groups)
+    diagnose = getattr(advantage, "diagnostics", None)
+    diagnostics = {} if diagnose is None else jax.vmap(diagnose)(*groups)
+    return advantages_PN, {f"set/{name}": jnp.mean(value_P) for name, value_P in diagnostics.items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -115,7 +122,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
             grades = grading.grades
             if not np.any(grades.valid_PN):
                 raise RunError(f"step {step + 1}: every grading call failed; first: {grading.failures[0]}")
-            advantages_PN = group_advantages(algorithm.advantage, key, prompts.ids_P, grades)
+            advantages_PN, diagnostics = group_advantages(algorithm.advantage, key, prompts.ids_P, grades)
             batch = flatten(algorithm.truncated == "mask", prompts, rollouts, advantages_PN)
             graded = time.perf_counter()
 
@@ -129,6 +136,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 "throughput/rollout_tokens_per_s": num_tokens / rollout_s,
             }
             metrics = rollout_metrics(host_rollouts, grades, np.asarray(advantages_PN)) | times
+            metrics |= {name: float(value) for name, value in diagnostics.items()}
             session.defer(step + 1, stats, metrics, num_tokens + num_prompt_tokens)
             session.write_samples(
                 step + 1,

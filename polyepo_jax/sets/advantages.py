@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polyepo_jax.sets.closed_form import mean_of_valid
 from polyepo_jax.sets.construct import all_sets, check_set_size, sample_sets
 from polyepo_jax.types import DEGENERATE, Array
 
@@ -50,9 +51,7 @@ def _checked_group(rewards_N, clusters_N, valid_N) -> tuple[Array, Array, Array]
 
 def _center(values_N: Array, valid_N: Array) -> Array:
     """values - their mean over the valid generations; 0 where not valid."""
-    values_N = jnp.where(valid_N, values_N, 0)
-    num_valid = jnp.maximum(jnp.sum(valid_N), 1).astype(values_N.dtype)
-    return jnp.where(valid_N, values_N - jnp.sum(values_N) / num_valid, 0)
+    return jnp.where(valid_N, values_N - mean_of_valid(values_N, valid_N), 0)
 
 
 def _sets_per_generation(num_generations: int, set_size: int, num_valid: Array, dtype) -> Array:
@@ -64,6 +63,16 @@ def _sets_per_generation(num_generations: int, set_size: int, num_valid: Array, 
             "use reduce='mean', which differs by a constant factor only"
         )
     return jnp.asarray(np.array([float(c) for c in counts]), dtype)[num_valid]
+
+
+def _check_enumerable(objective: Any, num_generations: int) -> None:
+    num_sets = math.comb(num_generations, objective.set_size)
+    if num_sets > MAX_ENUMERATED_SETS:
+        raise ValueError(
+            f"objective {objective!r} has no closed form and C({num_generations}, {objective.set_size}) = {num_sets} "
+            f"sets are too many to enumerate (at most {MAX_ENUMERATED_SETS}): draw some, by sets_SM=sample_sets(...) "
+            "or SetAdvantage(..., num_sets=K)"
+        )
 
 
 def _all_subsets_advantages(objective, rewards_N, clusters_N, valid_N, reduce):
@@ -137,12 +146,7 @@ def marginal_advantages(
         if hasattr(objective, "conditional_means"):
             advantages_N = _all_subsets_advantages(objective, rewards_N, clusters_N, valid, reduce)
             return jnp.where(valid, advantages_N, 0)
-        num_sets = math.comb(num_generations, set_size)
-        if num_sets > MAX_ENUMERATED_SETS:
-            raise ValueError(
-                f"objective {objective!r} has no closed form and C({num_generations}, {set_size}) = {num_sets} sets "
-                f"are too many to enumerate (at most {MAX_ENUMERATED_SETS}): pass sets_SM=sample_sets(...)"
-            )
+        _check_enumerable(objective, num_generations)
         sets_SM = all_sets(num_generations, set_size)
     else:
         sets_SM = jnp.asarray(sets_SM)
@@ -227,6 +231,8 @@ class SetAdvantage:
                 f"generations has nothing to be compared with: every advantage is 0), got {set_size}"
             )
         num_all = math.comb(num_generations, set_size)
+        if self.num_sets is None and not hasattr(self.objective, "conditional_means"):
+            _check_enumerable(self.objective, num_generations)
         if self.num_sets is not None and not 2 <= self.num_sets <= num_all:
             raise ValueError(
                 f"num_sets must be between 2 (one set has nothing to be compared with) and the "
@@ -240,6 +246,25 @@ class SetAdvantage:
         return marginal_advantages(
             self.objective, rewards_N, clusters_N, sets_SM=sets_SM, valid_N=valid_N, reduce=self.reduce
         )
+
+    def diagnostics(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> dict[str, Array]:
+        """Scalars of one group for the log, over all sets; empty for an objective without closed form.
+
+        `objective`: E[f]. `term1`, `term2`: mean |.| over the valid generations of the two terms of Eq. 15, where
+        the objective has them (method `terms`).
+        """
+        if not hasattr(self.objective, "conditional_means"):
+            return {}
+        rewards_N = jnp.where(valid_N, rewards_N, 0)
+        means_N = self.objective.conditional_means(rewards_N, clusters_N, valid_N)
+        scalars = {"objective": mean_of_valid(means_N, valid_N)}
+        if hasattr(self.objective, "terms"):
+            term1_N, term2_N = self.objective.terms(rewards_N, clusters_N, valid_N)
+            scalars |= {
+                "term1": mean_of_valid(jnp.abs(term1_N), valid_N),
+                "term2": mean_of_valid(jnp.abs(term2_N), valid_N),
+            }
+        return scalars
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,6 +42,11 @@ def _avoidance(num_generations: int, set_size: int, num_valid: Array, dtype) -> 
     return table[0], table[1]
 
 
+def mean_of_valid(values_N: Array, valid_N: Array) -> Array:
+    """The mean over the valid generations; 0 if there is none."""
+    return jnp.sum(jnp.where(valid_N, values_N, 0)) / jnp.maximum(jnp.sum(valid_N), 1).astype(values_N.dtype)
+
+
 def mean_reward_means(rewards_N: Array, valid_N: Array, set_size: int) -> Array:
     """E[mean reward of G | i in G] = (r_i + (n - 1) * mean of the other valid rewards) / n, shape [N]."""
     num_valid = jnp.sum(valid_N)

@@ -58,6 +58,23 @@ class Polychromic(_SetObjective):
     def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
         return closed_form.polychromic_means(rewards_N, clusters_N, valid_N, self.set_size, self.require_distinct)
 
+    def terms(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> tuple[Array, Array]:
+        """The advantage over all sets in two parts (Eq. 15), each [N]; they add up to it.
+
+        Term 1: mean reward times mean diversity of the sets that hold i, minus the same over all sets. Term 2:
+        covariance of reward and diversity in the sets that hold i, minus the covariance over all sets.
+        """
+
+        def mean(values_N):
+            return closed_form.mean_of_valid(values_N, valid_N)
+
+        both_N = self.conditional_means(rewards_N, clusters_N, valid_N)
+        # With every reward 1 the objective is the diversity alone, indicator included.
+        diversity_N = self.conditional_means(jnp.ones_like(rewards_N), clusters_N, valid_N)
+        reward_N = closed_form.mean_reward_means(rewards_N, valid_N, self.set_size)
+        term1_N = jnp.where(valid_N, reward_N * diversity_N - mean(reward_N) * mean(diversity_N), 0)
+        return term1_N, jnp.where(valid_N, both_N - mean(both_N), 0) - term1_N
+
 
 @dataclasses.dataclass(frozen=True)
 class MeanReward(_SetObjective):

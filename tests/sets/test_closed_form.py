@@ -1,6 +1,7 @@
 """Exact means over all subsets against enumeration, counting and exact binomials."""
 
 import functools
+import itertools
 
 import chex
 import jax
@@ -10,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyepo_jax.sets import DEGENERATE, MeanReward, PassAtN, Polychromic, all_sets, marginal_advantages, pass_at_k
+from polyepo_jax.sets import (
+    DEGENERATE,
+    MeanReward,
+    PassAtN,
+    Polychromic,
+    SetAdvantage,
+    all_sets,
+    marginal_advantages,
+    pass_at_k,
+)
 from tests.sets import reference
 
 OBJECTIVES = {
@@ -263,3 +273,30 @@ def test_enumeration_keeps_its_accuracy_with_many_sets():
     np.testing.assert_allclose(
         enumerated, _batched(Polychromic(8), rewards, clusters, np.ones((4, 16), bool)), atol=5e-7
     )
+
+
+@pytest.mark.parametrize("require_distinct", [False, True])
+def test_the_two_terms_of_equation_15(require_distinct):
+    with jax.enable_x64(True):
+        objective = Polychromic(3, require_distinct)
+        rng = np.random.default_rng(3)
+        for _ in range(5):
+            rewards, clusters, valid = rng.normal(size=7), rng.integers(-1, 3, 7), rng.random(7) < 0.85
+            sets = [G for G in itertools.combinations(range(7), 3) if valid[list(G)].all()]
+            reward = np.array([rewards[list(G)].mean() for G in sets])
+            distinct = np.array([len(set(clusters[list(G)]) - {DEGENERATE}) for G in sets])
+            diversity = distinct / 3 * ((distinct >= 2) if require_distinct else 1)
+            expected = np.zeros((2, 7))
+            for i in np.flatnonzero(valid):
+                with_i = np.array([i in G for G in sets])
+                r, d = reward[with_i], diversity[with_i]
+                expected[0, i] = r.mean() * d.mean() - reward.mean() * diversity.mean()
+                covariance = (r * d).mean() - r.mean() * d.mean()
+                expected[1, i] = covariance - ((reward * diversity).mean() - reward.mean() * diversity.mean())
+            terms = objective.terms(*map(jnp.asarray, (rewards, clusters, valid)))
+            np.testing.assert_allclose(terms, expected, atol=1e-12)
+            advantages = marginal_advantages(objective, rewards, clusters, valid_N=valid)
+            np.testing.assert_allclose(terms[0] + terms[1], advantages, atol=1e-12)
+            scalars = SetAdvantage(objective).diagnostics(*map(jnp.asarray, (rewards, clusters, valid)))
+            assert float(scalars["objective"]) == pytest.approx((reward * diversity).mean())
+            assert float(scalars["term1"]) == pytest.approx(np.abs(expected[0, valid]).mean())
