@@ -15,7 +15,8 @@ PYTHONS := 3.11 3.12 3.13
 PYTHON ?= python3
 VENV ?= .venv
 SEED ?= 0
-RUNS ?= runs/polynomial
+# A run directory belongs to one config, the seed included.
+RUNS ?= runs/polynomial$(if $(filter-out 0,$(SEED)),-seed$(SEED))
 PY := $(VENV)/bin/python
 
 # Written last by a complete installation; its content is the accelerator that was installed, so that a plain
@@ -70,7 +71,7 @@ $(STAMP): pyproject.toml $(wildcard requirements/$(ACCELERATOR)-py*.txt) \
 reinstall:
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2
+	$(PY) -m pytest -n 2 --dist loadfile
 
 # Directories that hold no Python yet would be an error to mypy.
 TYPED := polyepo_jax $(foreach folder,configs benchmarks,$(if $(wildcard $(folder)/*.py $(folder)/*/*.py),$(folder)))

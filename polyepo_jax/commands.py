@@ -9,6 +9,12 @@ from polyepo_jax.config_files import AnyConfig, docstring_of, load, override
 from polyepo_jax.errors import InputError
 from polyepo_jax.run_directory import default_directory
 
+OPTIONS = """\
+  --config FILE   Python file with get_config(), or the config.json of a run
+  --run-dir DIR   where the run lives; runs/<folder>/<name of the config> if not given
+  --profile       write a jax.profiler trace of a few steps to DIR/profile
+"""
+
 
 def _take(arguments: list[str], flag: str) -> str | None:
     """Removes `flag value` or `flag=value` from the arguments; the last one counts."""
@@ -44,12 +50,12 @@ def start(
     rest = [argument for argument in rest if argument != "--profile"]
     if config_path is None:
         if {"-h", "--help"} & set(rest):
-            print(f"{help_text}\nGive --config too, and --help lists its fields. --profile traces a few steps.")
+            print(f"{help_text}\n{OPTIONS}\nWith --config, --help also lists the fields that can be overridden.")
             sys.exit(0)
         raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
     config = load(Path(config_path), config_class)
     if {"-h", "--help"} & set(rest):
-        print(f"{help_text}\n{docstring_of(Path(config_path))}\n")
+        print(f"{help_text}\n{OPTIONS}\n{config_path}: {docstring_of(Path(config_path))}\n")
     config = override(config, rest, f"python -m {module} --config {config_path}")
     directory = default_directory(Path(config_path)) if run_dir is None else Path(run_dir)
-    run(config, directory, shlex.join(["python", "-m", module, *arguments]), profile)
+    run(config, directory, shlex.join([sys.executable, "-m", module, *arguments]), profile)

@@ -4,9 +4,11 @@ Top level are the words that people override daily; the rest is nested by concer
 """
 
 import dataclasses
+import inspect
 import math
 from typing import Any, Literal
 
+from polyepo_jax.evaluation import MAX_SAMPLES
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig
 from polyepo_jax.sampling import Sampling
@@ -21,15 +23,26 @@ def _check_number(config: Any, name: str, minimum: int) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value!r}")
 
 
+def _takes_arguments(function: Any, count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(count))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 @dataclasses.dataclass(frozen=True)
 class InitConfig:
     """Where the first parameters come from.
 
     Attributes:
-      run_dir: run directory whose newest checkpoint is taken; None initialises at random.
+      run_dir: run directory whose newest checkpoint is taken, once it has reached its max_steps; None initialises
+        at random.
+      step: another checkpoint of it, also of an unfinished run.
     """
 
     run_dir: str | None = None
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +65,8 @@ class EvaluationConfig:
         for name in ("num_samples", "num_prompts", "num_validation_prompts", "max_rows"):
             if getattr(self, name) is not None:
                 _check_number(self, name, 1)
+        if self.num_samples > MAX_SAMPLES:
+            raise ValueError(f"num_samples must be at most {MAX_SAMPLES}, got {self.num_samples}")
         if self.max_rows < self.num_samples:
             raise ValueError(
                 f"max_rows ({self.max_rows}) must be at least num_samples ({self.num_samples}): the generations of "
@@ -114,6 +129,14 @@ class AlgorithmConfig:
 
     def __post_init__(self):
         _check_number(self, "num_iterations", 1)
+        for name in ("mini_batch_size", "micro_batch_size"):
+            if getattr(self, name) is not None:
+                _check_number(self, name, 1)
+        if not dataclasses.is_dataclass(type(self.advantage)) or not _takes_arguments(self.advantage, 4):
+            raise ValueError(
+                "advantage must be a dataclass called as (key, rewards_N, clusters_N, valid_N), like "
+                f"SetAdvantage(objective), got {self.advantage!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,6 +196,12 @@ class RunConfig:
             _check_number(self, name, 0)
         if self.seed >= 2**31:
             raise ValueError(f"seed must be below 2^31, got {self.seed}")
+        lacking = [n for n in ("name", "tokenizer", "problems", "verify", "cluster") if not hasattr(self.task, n)]
+        if lacking or not dataclasses.is_dataclass(type(self.task)):
+            raise ValueError(
+                f"task must be a dataclass as of polyepo_jax.tasks, got {self.task!r}"
+                + (f" without {', '.join(lacking)}" if lacking else "")
+            )
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(
                 f"temperature must be greater than 0 in training, got {self.temperature}: greedy samples have no "
@@ -183,6 +212,10 @@ class RunConfig:
                 f"model.vocab_size ({self.model.vocab_size}) must be at least the tokenizer's, "
                 f"{self.task.tokenizer.vocab_size}"
             )
+
+    def sampler(self) -> Sampling:
+        """The distribution that is sampled, in evaluation too."""
+        return Sampling(self.temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,19 +240,19 @@ class Config(RunConfig):
         if check is not None:
             check(self.num_generations)
         prompts = self.algorithm.mini_batch_size or self.prompts_per_step
-        if prompts < 1 or self.prompts_per_step % prompts:
+        if self.prompts_per_step % prompts:
             raise ValueError(
                 f"algorithm.mini_batch_size ({prompts} prompts) must divide prompts_per_step ({self.prompts_per_step})"
             )
         rows = prompts * self.num_generations
         micro_rows = self.algorithm.micro_batch_size or rows
-        if micro_rows < 1 or rows % micro_rows:
+        if rows % micro_rows:
             raise ValueError(
                 f"algorithm.micro_batch_size ({micro_rows} generations) must divide a mini-batch's {rows} generations"
             )
 
     def sampler(self) -> Sampling:
-        """The distribution that is sampled and trained."""
+        """The distribution that is sampled and trained, and sampled in evaluation."""
         return Sampling(self.temperature, self.sampling.top_k, self.sampling.top_p)
 
 
@@ -235,8 +268,10 @@ class SFTConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.micro_batch_size is not None:
+            _check_number(self, "micro_batch_size", 1)
         rows = self.micro_batch_size or self.prompts_per_step
-        if rows < 1 or self.prompts_per_step % rows:
+        if self.prompts_per_step % rows:
             raise ValueError(f"micro_batch_size ({rows}) must divide prompts_per_step ({self.prompts_per_step})")
         if not hasattr(self.task, "demonstrate"):
             raise ValueError(f"task {type(self.task).__name__} has no demonstrations (a method `demonstrate`)")

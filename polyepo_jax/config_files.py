@@ -5,7 +5,6 @@ in the run directory, which is itself a valid config file. In JSON every datacla
 `module:Class` or, where a config file defines it, `/path/to/config.py:Class`: users register nothing.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -13,7 +12,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import io
 import json
 import sys
 import types
@@ -25,6 +23,7 @@ from typing import Any, TypeVar
 import pydantic
 import tyro
 
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.config import RunConfig
 from polyepo_jax.errors import InputError
 
@@ -43,7 +42,7 @@ def _resolve(reference: str, path: str) -> Any:
     try:
         module = _load_module(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         return functools.reduce(getattr, name.split("."), module)
-    except (ImportError, AttributeError, ValueError, OSError) as error:
+    except Exception as error:  # importing runs code, the user's too
         raise InputError(f"{path}: {reference!r} cannot be found ({error}); expected 'module:Name'") from error
 
 
@@ -76,7 +75,7 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
         return _resolve(value["function"], where)
     cls: Any = hint
     if isinstance(value, dict) and "class" in value:
-        cls = _resolve(value["class"], where)
+        cls = _resolve(str(value["class"]), where)
         if not _is_dataclass(cls):
             raise InputError(f"{where}: {value['class']!r} is not a dataclass")
         if _is_dataclass(hint) and not issubclass(cls, hint):
@@ -102,7 +101,7 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
         raise InputError(f"{where}: missing {', '.join(missing)}")
     try:
         return cls(**arguments)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from error
 
 
@@ -191,30 +190,6 @@ def override(config: AnyConfig, arguments: Sequence[str], program: str) -> AnyCo
     shown = tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed
     changed = parse_command_line(type(config), arguments, program, default=config, config=shown)
     return from_json(to_json(changed), type(config))
-
-
-def parse_command_line(cls: Any, arguments: Sequence[str], program: str, **options: Any) -> Any:
-    """tyro.cli, with its boxed messages turned into one-line errors.
-
-    Raises:
-      InputError: what tyro would print before it exits with status 2.
-    """
-    message = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(message):
-            return tyro.cli(cls, args=list(arguments), prog=program, **options)
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        lines = [line.strip("│╭╮╰╯ ") for line in message.getvalue().splitlines()[1:]]
-        body = []
-        for line in lines:
-            if set(line) <= {"─"}:
-                break
-            body.append(line)
-        raise InputError(f"{' '.join(body)}; `{program} --help` lists what is allowed") from None
-    except (ValueError, TypeError) as error:  # a dataclass refused its values
-        raise InputError(str(error)) from error
 
 
 def docstring_of(path: Path) -> str:

@@ -27,3 +27,6 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str] 
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted before there was anything to save; the same command starts again", file=sys.stderr)
+        sys.exit(130)

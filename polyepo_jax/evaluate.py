@@ -4,6 +4,7 @@ Writes DIR/eval.json: pass@k, majority@k, and how many different (correct) answe
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,11 +13,11 @@ import rich.console
 import rich.table
 
 from polyepo_jax import run_directory
-from polyepo_jax.config_files import parse_command_line
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, RunError, run_command
-from polyepo_jax.evaluation import sample, summarize
-from polyepo_jax.sampling import Sampling
-from polyepo_jax.session import admitted, evaluation_key, evaluation_spec, load_params, mesh_of
+from polyepo_jax.evaluation import sample
+from polyepo_jax.session import admitted, evaluation_spec, load_params, mesh_of, stream, warn_on_stderr
+from polyepo_jax.sharding import MeshConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Arguments:
       num_samples: generations of each problem; as the run's config says if not given.
       num_prompts: problems of the split; as the run's config says if not given.
       temperature: as in training if not given; 0 is greedy.
-      top_k: keeps this many most likely tokens; 0 keeps all.
-      top_p: keeps the fewest most likely tokens whose probability reaches this.
+      top_k: as in training if not given; 0 keeps all tokens.
+      top_p: as in training if not given; 1 keeps all tokens.
       seed: of the samples; the run's if not given.
     """
 
@@ -41,8 +42,8 @@ class Arguments:
     num_samples: int | None = None
     num_prompts: int | None = None
     temperature: float | None = None
-    top_k: int = 0
-    top_p: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
     seed: int | None = None
 
 
@@ -62,20 +63,28 @@ def main(arguments: Sequence[str]) -> None:
             num_prompts=num_prompts,
             max_rows=max(defaults.max_rows, num_samples),
         )
-        temperature = config.temperature if options.temperature is None else options.temperature
-        spec = evaluation_spec(config, num_samples, Sampling(temperature, options.top_k, options.top_p))
+        given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
+        sampler = dataclasses.replace(config.sampler(), **{k: v for k, v in given.items() if v is not None})
+        spec = evaluation_spec(config, num_samples, sampler)
     except ValueError as error:
         raise InputError(str(error)) from error
-    mesh = mesh_of(config)
+    if not os.access(directory, os.W_OK):
+        raise InputError(f"{directory} cannot be written: no permission")
+    try:
+        mesh = mesh_of(config)
+    except InputError:  # trained on other devices than there are here
+        mesh = mesh_of(dataclasses.replace(config, mesh=MeshConfig()))
     problems = admitted(config, options.split)[:num_prompts]
     params, step = load_params(directory, config, mesh, options.checkpoint_step)
-    key = evaluation_key(config.seed if options.seed is None else options.seed)
+    key = stream(config.seed if options.seed is None else options.seed, "evaluation")
     samples = sample(spec, params, config.task, problems, config.max_prompt_length, evaluation.max_rows, key, mesh)
+    summary = samples.summary()
     if samples.failures:
-        raise RunError(
-            f"{len(samples.failures)} grading calls failed, so nothing was written; first: {samples.failures[0]}"
-        )
-    summary = summarize(samples.grades.rewards_PN, samples.grades.clusters_PN, samples.truncated_PM)
+        said = f"{len(samples.failures)} grading calls failed (first: {samples.failures[0]})"
+        if summary is None:
+            raise RunError(f"{said}: no problem could be graded, so nothing was written")
+        warn_on_stderr(f"{said}: {len(problems) - summary['num_prompts']} problems are left out")
+    assert summary is not None
     result = {"checkpoint_step": step, "num_samples": num_samples, "benchmarks": {config.task.name: summary}}
     path = directory / ("eval.json" if options.split == "test" else "eval_validation.json")
     run_directory.write_json(path, result)

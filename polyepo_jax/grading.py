@@ -62,8 +62,8 @@ def grade(
 
 
 def _checked_reward(reward: float) -> float:
-    if not math.isfinite(reward):
-        raise ValueError(f"the reward must be finite, got {reward}")
+    if not math.isfinite(reward) or abs(reward) > np.finfo(np.float32).max:
+        raise ValueError(f"the reward must be finite in float32, got {reward}")
     return reward
 
 

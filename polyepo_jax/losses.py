@@ -21,9 +21,7 @@ from polyepo_jax.types import Array
 MAX_LOG_RATIO = 20.0
 
 
-def token_logprobs(
-    logits: Callable[[Array], Array], hidden_BTD: Array, targets_BT: Array, chunk_length: int = 128
-) -> Array:
+def token_logprobs(logits: Callable[[Array], Array], hidden_BTD: Array, targets_BT: Array, chunk_length: int) -> Array:
     """Logprob of each target, without ever holding logits of more than `chunk_length` positions a row.
 
     A scan over chunks of positions, rematerialised: the backward pass recomputes a chunk's logits too.

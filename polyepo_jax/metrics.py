@@ -1,5 +1,6 @@
 """Numbers of a step, and where they are written."""
 
+import hashlib
 import json
 import math
 import os
@@ -109,6 +110,8 @@ class TensorBoard:
         for name, value in metrics.items():
             if math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
+        # What a checkpoint continues from must not be lost with the process.
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -130,10 +133,10 @@ class WeightsAndBiases:
                 "or set logging.wandb_project to None"
             ) from error
         # The run's identity is its directory, so that a resumed run continues the same page.
-        name = "-".join(directory.absolute().parts[-2:])
-        self._run = wandb.init(
-            project=project, id=name.replace("/", "-"), name=name, dir=str(directory), config=config, resume="allow"
-        )
+        path = str(directory.absolute())
+        identity = hashlib.sha256(path.encode()).hexdigest()[:16]
+        name = "/".join(directory.absolute().parts[-2:])
+        self._run = wandb.init(project=project, id=identity, name=name, dir=path, config=config, resume="allow")
 
     def write(self, step: int, metrics: Metrics) -> None:
         self._run.log({k: v for k, v in metrics.items() if math.isfinite(v)}, step=step)

@@ -18,6 +18,7 @@ import rich.text
 import tyro
 
 from polyepo_jax import reports
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, run_command
 
 _CAPTIONS = {
@@ -86,7 +87,7 @@ def _print_table(console: rich.console.Console, table: reports.Table) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Raises InputError for run directories that cannot be reported on, or an --out that cannot be written."""
-    options = tyro.cli(Arguments, args=list(arguments), prog="python -m polyepo_jax.report")
+    options = parse_command_line(Arguments, arguments, "python -m polyepo_jax.report")
     runs = reports.load_runs(options.run_dirs)
     tables = reports.comparison_tables(runs)
     pictures = {

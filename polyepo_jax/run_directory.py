@@ -51,18 +51,22 @@ def check(directory: Path, config: RunConfig) -> list[str]:
       InputError: it cannot be written to, holds other things, or belongs to a run that differs elsewhere.
     """
     existing = directory
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            existing = existing.parent
+    except PermissionError as error:
+        raise InputError(f"run directory {directory} cannot be reached: no permission; choose --run-dir") from error
     if not existing.is_dir():
-        raise InputError(f"run directory {directory}: {existing} is a file, not a directory")
+        raise InputError(f"run directory {directory}: {existing} is a file, not a directory; choose --run-dir")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"run directory {directory} cannot be written: no permission in {existing}; choose --run-dir")
     if not directory.exists():
         return []
     path = directory / "config.json"
     if not path.exists():
-        if (directory / "checkpoints").exists() or (directory / "metrics.jsonl").exists():
-            raise InputError(f"run directory {directory} has lost its config.json: restore it, or choose --run-dir")
+        others = sorted(p.name for p in directory.iterdir() if p.name not in (".lock", "config.tmp"))
+        if others:
+            raise InputError(f"{directory} is no run directory but holds {', '.join(others[:3])}; choose --run-dir")
         return []
     try:
         old = json.loads(path.read_text())

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ from polyepo_jax.checkpoint import CheckpointError, Checkpoints
 from polyepo_jax.config import RunConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
-from polyepo_jax.evaluation import sample, summarize
+from polyepo_jax.evaluation import sample
 from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer
 from polyepo_jax.model import init, logical_axes
 from polyepo_jax.sampling import GenerationSpec, Sampling
-from polyepo_jax.sharding import Mesh, make_mesh, param_shardings
+from polyepo_jax.sharding import Mesh, check_divides, make_mesh, param_shardings
 from polyepo_jax.tasks import Problem
 from polyepo_jax.update import TrainState, UpdateSpec, init_state, state_shardings
 
@@ -53,54 +54,61 @@ def mesh_of(config: RunConfig) -> Mesh:
     """The mesh over all devices.
 
     Raises:
-      InputError: it does not fit them.
+      InputError: it does not fit them, or does not divide the model.
     """
     try:
-        return make_mesh(config.mesh)
+        mesh = make_mesh(config.mesh)
+        check_divides(mesh, jax.eval_shape(lambda: init(config.model, jax.random.key(0))), logical_axes(config.model))
     except ValueError as error:
         raise InputError(str(error)) from error
+    return mesh
 
 
 def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None = None) -> tuple[Any, int]:
-    """The params of a run directory's newest checkpoint (or that of `step`), for `config.model`.
+    """The params of a run directory's newest readable checkpoint (or that of `step`), for `config.model`.
 
     Returns:
       The params, placed on the mesh, and their step.
 
     Raises:
-      InputError: no such checkpoint, one of another model, or a damaged one.
+      InputError: no such checkpoint, one of another model, or only damaged ones.
     """
     theirs = run_directory.read_config(directory).model
     if not (directory / "checkpoints").is_dir():
         raise InputError(f"{directory} has no checkpoints: train it first, or give another run directory")
-    shape = {"dtype": None, "remat": None}  # numerics of the computation may differ, the arrays may not
+    free = {"dtype", "remat"}  # how it is computed may differ, the arrays may not
     differing = [
         f"{f.name} {getattr(theirs, f.name)!r}, not {getattr(config.model, f.name)!r}"
         for f in dataclasses.fields(theirs)
-        if f.name not in shape and getattr(theirs, f.name) != getattr(config.model, f.name)
+        if f.name not in free and getattr(theirs, f.name) != getattr(config.model, f.name)
     ]
     if differing:
         raise InputError(
             f"the checkpoint in {directory} is of another model: it has {'; '.join(differing)}; set model.* to match"
         )
+    abstract = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
     checkpoints = Checkpoints(directory, read_only=True)
     try:
-        steps = checkpoints.steps()
-        if not steps or (step is not None and step not in steps):
-            wanted = "no checkpoints" if step is None else f"no checkpoint of step {step} (it has {steps})"
-            raise InputError(f"{directory} has {wanted}: train it first, or give another run directory")
-        chosen = steps[-1] if step is None else step
-        abstract = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
-        try:
-            params = checkpoints.restore_params(chosen, abstract, param_shardings(mesh, logical_axes(config.model)))
-        except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-            reason, others = str(error).splitlines()[0], [s for s in steps if s != chosen]
-            raise InputError(
-                f"checkpoint {chosen} in {directory} cannot be read ({reason:.200}); it also has {others}"
-            ) from error
-        return params, chosen
+        shardings = param_shardings(mesh, logical_axes(config.model))
+        return checkpoints.restore_params(abstract, shardings, warn_on_stderr, step)
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
     finally:
         checkpoints.close()
+
+
+def warn_on_stderr(line: str) -> None:
+    """For what must be seen before there is a progress line."""
+    print(line, file=sys.stderr)
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The root key of one independent stream of random numbers.
+
+    A step's key is fold_in(root, step), and fold_in(key, i) is the i-th key of split(key): streams that shared a
+    root would share keys.
+    """
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> GenerationSpec:
@@ -113,11 +121,6 @@ def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> 
         pad_id=config.task.tokenizer.pad_id,
         sampling=sampling,
     )
-
-
-def evaluation_key(seed: int) -> jax.Array:
-    """Of a stream that no training step uses: steps count up from 0."""
-    return jax.random.fold_in(jax.random.key(seed), 2**32 - 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +165,13 @@ class Session:
         """
         self._config, self._directory, self._spec = config, directory, spec
         self._resume_command, self._shown, self._profile = resume_command, shown, profile
-        self._notes = run_directory.check(directory, config)
+        changes = run_directory.check(directory, config)
+        self._notes = [f"resumed with a changed {change}" for change in changes]
         self._problems = admitted(config, "train")
         self._validation = admitted(config, "validation")[: config.evaluation.num_validation_prompts]
+        num_dropped = len(config.task.problems("train")) - len(self._problems)
+        if num_dropped:
+            self._notes.append(f"{num_dropped} training prompts longer than max_prompt_length are left out")
         self.mesh = mesh_of(config)
         try:
             dataset = data.prompt_dataset(
@@ -186,14 +193,24 @@ class Session:
         self._stop_signal: int | None = None
         self._deferred: _Deferred | None = None
         self._stack = contextlib.ExitStack()
+        self._profiling = False
         self.settled_at = time.perf_counter()
+        self._aside_s = 0.0  # evaluating and saving since then, which is no part of a step
 
     def _make_initial_params(self, init_step: int | None) -> tuple[Any, int | None]:
         config = self._config
         if config.init.run_dir is not None:
-            return load_params(Path(config.init.run_dir), config, self.mesh, init_step)
+            source = Path(config.init.run_dir)
+            params, step = load_params(source, config, self.mesh, init_step or config.init.step)
+            wanted = run_directory.read_config(source).max_steps
+            if config.init.step is None and init_step is None and step < wanted:
+                raise InputError(
+                    f"init.run_dir {source} is at step {step} of {wanted}: finish that run first, or set init.step = "
+                    f"{step} to start from there"
+                )
+            return params, step
         make = jax.jit(init, static_argnums=0, out_shardings=self._shardings.params)
-        return make(config.model, jax.random.key(config.seed)), None
+        return make(config.model, stream(config.seed, "init")), None
 
     # --- entering and leaving ---
 
@@ -211,16 +228,16 @@ class Session:
             if self._config.logging.tensorboard:
                 writers.append(TensorBoard(self._directory / "tensorboard", first_step))
             if self._config.logging.wandb_project is not None:
-                config_json = to_json(self._config)
+                project, shown = self._config.logging.wandb_project, to_json(self._config)
                 try:
-                    writers.append(WeightsAndBiases(self._config.logging.wandb_project, self._directory, config_json))
-                except ValueError as error:
-                    raise InputError(str(error)) from error
+                    writers.append(WeightsAndBiases(project, self._directory, shown))
+                except Exception as error:  # wandb's own: no network, no key, ...
+                    raise RunError(f"logging.wandb_project: {type(error).__name__}: {error}") from error
             self._writers = writers
             for writer in [*writers, self._samples]:
                 stack.callback(writer.close)
             for note in self._notes:
-                self._progress.say(f"resumed with a changed {note}")
+                self._progress.say(note)
             if first_step:
                 self._progress.say(f"going on from step {first_step} of {self._config.max_steps}")
             self._catch_signals(stack)
@@ -236,9 +253,7 @@ class Session:
         config, spec = self._config, self._spec
         abstract = jax.eval_shape(lambda: init_state(spec, init(config.model, jax.random.key(0))))
         try:
-            restored = self._checkpoints.restore_latest(
-                abstract, self._shardings, self._data, warn=lambda line: print(line, file=sys.stderr)
-            )
+            restored = self._checkpoints.restore_latest(abstract, self._shardings, self._data, warn=warn_on_stderr)
         except CheckpointError as error:
             raise InputError(str(error)) from error
         if restored is None:
@@ -264,7 +279,9 @@ class Session:
             if self._stop_signal is not None:
                 os._exit(128 + number)  # the second time means now
             self._stop_signal = number
-            self._progress.say(f"{signal.Signals(number).name}: finishing this step and saving (again: end at once)")
+            # Not through the console: this may interrupt it in the middle of a write.
+            line = f"{signal.Signals(number).name}: finishing this step and saving (again: end at once)\n"
+            os.write(2, line.encode())
 
         for number in (signal.SIGTERM, signal.SIGINT):
             previous = signal.signal(number, request_stop)
@@ -287,12 +304,15 @@ class Session:
             yield step, next(self._data)
             done = step + 1
             # Saving and evaluating read the state: the step is settled first, nothing else being under way.
-            save = done % config.save_interval_steps == 0 or done == config.max_steps or self._stop_signal is not None
-            if save or self._evaluates_after(done):
+            save = done % config.save_interval_steps == 0 or done == config.max_steps
+            if save or self._evaluates_after(done) or self._stop_signal is not None:
                 self.settle()
-            if save:
+            stop = self._stop_signal is not None  # asked once: it may come at any moment
+            if stop:
+                self.settle()
+            if save or stop:
                 self._save()
-            if self._stop_signal is not None and done < config.max_steps:
+            if stop and done < config.max_steps:
                 self._checkpoints.wait()
                 self._progress.say(f"stopped at step {done} of {config.max_steps}; go on with: {self._resume_command}")
                 return
@@ -309,10 +329,17 @@ class Session:
         if index == PROFILED_STEPS.start:
             self.settle()
             jax.profiler.start_trace(str(self._directory / "profile"))
+            self._stack.callback(self._stop_profiler)
+            self._profiling = True
         if index == PROFILED_STEPS.stop:
+            self._stop_profiler()
+
+    def _stop_profiler(self) -> None:
+        if self._profiling:
             self.settle()
             jax.profiler.stop_trace()
-            self._progress.say(f"profile of {len(PROFILED_STEPS)} steps in {self._directory / 'profile'}")
+            self._profiling = False
+            self._progress.say(f"profile in {self._directory / 'profile'}")
 
     def defer(
         self, step: int, stats: Mapping[str, jax.Array], metrics: dict[str, float], num_train_tokens: int
@@ -338,16 +365,21 @@ class Session:
         deferred, self._deferred = self._deferred, None
         if deferred is None:
             return
+        waits = time.perf_counter()
         stats = {name: float(value) for name, value in jax.device_get(deferred.stats).items()}
         now = time.perf_counter()
-        times = {"time/step_s": now - self.settled_at, "time/update_s": now - deferred.dispatched_at}
-        busy = times["time/update_s"] + deferred.metrics.get("time/rollout_s", 0.0)
-        times["time/rollout_update_frac"] = busy / times["time/step_s"]
+        step_s = now - self.settled_at - self._aside_s
+        times = {"time/step_s": step_s, "time/update_s": now - deferred.dispatched_at}
+        # What the host spends on anything but waiting for the devices counts against them, even where they work on.
+        waited = now - waits + deferred.metrics.get("time/rollout_wait_s", 0.0)
+        times["time/rollout_update_frac"] = waited / step_s
         times["throughput/train_tokens_per_s"] = deferred.num_train_tokens / times["time/update_s"]
+        self.settled_at, self._aside_s = now, 0.0
         nonfinite_in_a_row = stats.pop("nonfinite_in_a_row")
         evaluation: dict[str, float] = {}
         if self._evaluates_after(deferred.step):
             evaluation = self._evaluate()
+            self._aside_s += evaluation["time/eval_s"]
         metrics = deferred.metrics | _named(stats) | times | _memory() | evaluation
         for writer in self._writers:
             writer.write(deferred.step, metrics)
@@ -357,7 +389,6 @@ class Session:
                 f"in a row, all skipped; the newest checkpoints in {self._directory} are of steps "
                 f"{self._checkpoints.steps()}; lower learning_rate, or look for the first null in metrics.jsonl"
             )
-        self.settled_at = time.perf_counter()
 
     def write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Appends generations to samples.jsonl where `logging.samples_interval_steps` asks for them."""
@@ -372,39 +403,40 @@ class Session:
     def _evaluate(self) -> dict[str, float]:
         start = time.perf_counter()
         evaluation = self._config.evaluation
-        sampling = Sampling(self._config.temperature)
         samples = sample(
-            evaluation_spec(self._config, evaluation.num_samples, sampling),
+            evaluation_spec(self._config, evaluation.num_samples, self._config.sampler()),
             self.state.params,
             self._config.task,
             self._validation,
             self._config.max_prompt_length,
             evaluation.max_rows,
-            evaluation_key(self._config.seed),
+            stream(self._config.seed, "evaluation"),
             self.mesh,
         )
-        grades = samples.grades
         if samples.failures:
             self.say(f"evaluation: {len(samples.failures)} grading calls failed; first: {samples.failures[0]}")
+        summary = samples.summary()
+        if summary is None:
             return {"time/eval_s": time.perf_counter() - start}
-        summary = summarize(grades.rewards_PN, grades.clusters_PN, samples.truncated_PM)
         flat = {f"eval/pass_at_{k}": value for k, value in summary["pass_at_k"].items()}
         for name in ("coverage", "distinct", "distinct_correct", "degenerate_frac", "truncated_frac"):
             flat[f"eval/{name}"] = summary[name]
         return flat | {"time/eval_s": time.perf_counter() - start}
 
     def _save(self) -> None:
+        start = time.perf_counter()
         # The log first: what a checkpoint continues from must be on the disk before the checkpoint is.
         self._jsonl.sync()
         self._samples.sync()
         self._checkpoints.save(self.state, self._data, {"fingerprint": self._fingerprint, "init_step": self._init_step})
-        self.settled_at = time.perf_counter()
+        self._aside_s += time.perf_counter() - start
 
 
 def _named(stats: Mapping[str, float]) -> dict[str, float]:
     """The update's numbers under the names of metrics.jsonl."""
     names = {
         "loss": "loss/policy",
+        "supervised": "loss/supervised",
         "grad_norm": "loss/grad_norm",
         "clip_frac": "loss/clip_frac",
         "kl": "loss/kl",

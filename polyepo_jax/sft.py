@@ -17,7 +17,7 @@ from polyepo_jax.session import Session
 from polyepo_jax.sharding import shard_rows
 from polyepo_jax.update import UpdateSpec, train_step
 
-SHOWN = {"loss/policy": ("loss", ".4f"), "throughput/train_tokens_per_s": ("tokens/s", ",.0f")}
+SHOWN = {"loss/supervised": ("loss", ".4f"), "throughput/train_tokens_per_s": ("tokens/s", ",.0f")}
 
 
 def update_spec(config: SFTConfig) -> UpdateSpec:
@@ -50,6 +50,7 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
             session.state, stats = train_step(update, session.state, shard_rows(session.mesh, batch))
             session.settle()
             stats = {name: stats[name] for name in ("loss", "grad_norm", "nonfinite", "nonfinite_in_a_row")}
+            stats["supervised"] = stats.pop("loss")
             session.defer(step + 1, stats, {}, int(np.sum(batch.mask_BT)))
 
 

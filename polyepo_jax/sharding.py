@@ -68,6 +68,21 @@ def param_shardings(mesh: Mesh, logical_axes):
     return jax.tree.map(lambda axes: param_sharding(mesh, axes), logical_axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
+def check_divides(mesh: Mesh, params, logical_axes) -> None:
+    """Raises ValueError, naming an axis, unless the mesh cuts every parameter into equal parts."""
+
+    def check(param, names):
+        for size, name in zip(param.shape, names, strict=True):
+            mesh_axis = RULES.get(name)
+            if mesh_axis and size % mesh.shape[mesh_axis]:
+                raise ValueError(
+                    f"mesh.{mesh_axis} = {mesh.shape[mesh_axis]} does not divide the model's {name} = {size}: choose a "
+                    "divisor of it"
+                )
+
+    jax.tree.map(check, params, logical_axes)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -16,11 +16,11 @@ import numpy as np
 
 from polyepo_jax.commands import start
 from polyepo_jax.config import Config
-from polyepo_jax.errors import RunError, run_command
+from polyepo_jax.errors import run_command
 from polyepo_jax.grading import decode, grade
 from polyepo_jax.metrics import rollout_metrics
 from polyepo_jax.sampling import GenerationSpec, generate
-from polyepo_jax.session import Session
+from polyepo_jax.session import Session, stream
 from polyepo_jax.sharding import shard_rows
 from polyepo_jax.types import Array, Batch, Grades, Prompts, Rollouts
 from polyepo_jax.update import UpdateSpec, train_step
@@ -105,24 +105,23 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
     """
     task, algorithm = config.task, config.algorithm
     generation, update = generation_spec(config), update_spec(config)
-    root_key = jax.random.key(config.seed)
+    root_key = stream(config.seed, "rollouts")
     with Session(config, directory, update, resume_command, SHOWN, profile) as session:
         for step, (host_prompts, problems) in session.steps():
-            key = jax.random.fold_in(root_key, step)
+            rollout_key, sets_key = jax.random.split(jax.random.fold_in(root_key, step))
             prompts = shard_rows(session.mesh, host_prompts)
 
             dispatched = time.perf_counter()
-            rollouts = generate(generation, session.state.params, prompts, key)
+            rollouts = generate(generation, session.state.params, prompts, rollout_key)
             session.settle()  # the previous step's numbers, while this step's rollouts are sampled
+            waits = time.perf_counter()
             host_rollouts = jax.device_get(rollouts)
             sampled = time.perf_counter()
 
             responses = decode(task.tokenizer, host_rollouts)
             grading = grade(task, problems, responses, host_rollouts.truncated_PN)
             grades = grading.grades
-            if not np.any(grades.valid_PN):
-                raise RunError(f"step {step + 1}: every grading call failed; first: {grading.failures[0]}")
-            advantages_PN, diagnostics = group_advantages(algorithm.advantage, key, prompts.ids_P, grades)
+            advantages_PN, diagnostics = group_advantages(algorithm.advantage, sets_key, prompts.ids_P, grades)
             batch = flatten(algorithm.truncated == "mask", prompts, rollouts, advantages_PN)
             graded = time.perf_counter()
 
@@ -132,6 +131,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
             rollout_s = sampled - max(dispatched, session.settled_at)
             times = {
                 "time/rollout_s": rollout_s,
+                "time/rollout_wait_s": sampled - waits,
                 "time/grade_s": graded - sampled,
                 "throughput/rollout_tokens_per_s": num_tokens / rollout_s,
             }

@@ -70,7 +70,8 @@ class UpdateSpec:
     num_iterations: passes over the batch.
     mini_batch_rows: rows of an optimizer update; None for all of the batch.
     micro_batch_rows: rows whose activations are held at a time; None for all of the mini-batch.
-    chunk_length: positions whose logits are held at a time.
+    max_logits: logits held at a time, at most (or those of one position of all rows, if these are more). The default
+      is 128 MiB of float32.
     """
 
     model: ModelConfig
@@ -82,7 +83,7 @@ class UpdateSpec:
     num_iterations: int = 1
     mini_batch_rows: int | None = None
     micro_batch_rows: int | None = None
-    chunk_length: int = 128
+    max_logits: int = 2**25
 
 
 @jax.tree_util.register_dataclass
@@ -138,7 +139,8 @@ def completion_logprobs(spec: UpdateSpec, params, batch: Batch) -> Array:
         logits_BCV = unembed(spec.model, params, hidden_BCD)
         return logits_BCV if spec.transform is None else jax.vmap(jax.vmap(spec.transform))(logits_BCV)
 
-    return token_logprobs(logits, hidden_BTD, batch.tokens_BT[:, spec.prompt_length :], spec.chunk_length)
+    chunk_length = max(spec.max_logits // (batch.tokens_BT.shape[0] * spec.model.vocab_size), 1)
+    return token_logprobs(logits, hidden_BTD, batch.tokens_BT[:, spec.prompt_length :], chunk_length)
 
 
 def _row_sums(spec: UpdateSpec, params, batch: Batch, reference_params) -> tuple[Array, dict[str, Array]]:

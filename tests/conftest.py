@@ -10,7 +10,6 @@ import hypothesis
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_debug_nans", False)  # NaN is an input of some tests; those that forbid it say so
 
 # Compilation time counts as test time on the first example, so deadlines would be noise.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50, print_blob=True)

@@ -95,9 +95,12 @@ def test_wandb_gets_finite_numbers_and_a_stable_identity(monkeypatch, tmp_path):
     writer = WeightsAndBiases("project", tmp_path / "polynomial" / "grpo", {"seed": 0})
     writer.write(3, {"a": 1.0, "b": float("nan")})
     writer.close()
-    assert calls[0]["id"] == "polynomial-grpo"
+    other = WeightsAndBiases("project", tmp_path / "seed2" / "polynomial" / "grpo", {})
+    other.close()
+    assert calls[-2]["id"] != calls[0]["id"]
+    assert calls[0]["name"] == calls[-2]["name"] == "polynomial/grpo"
     assert calls[0]["resume"] == "allow"
-    assert calls[1:] == [({"a": 1.0}, 3), "finish"]
+    assert calls[1:3] == [({"a": 1.0}, 3), "finish"]
 
 
 def test_wandb_missing_is_said(monkeypatch, tmp_path):

@@ -34,7 +34,9 @@ MODEL = ModelConfig(
     head_dim=4,
 )
 PROMPT, LENGTH, ROWS = 3, 5, 8
-SPEC = UpdateSpec(MODEL, PolicyLoss(), OptimizerConfig(), learning_rate=1e-2, prompt_length=PROMPT, chunk_length=2)
+SPEC = UpdateSpec(
+    MODEL, PolicyLoss(), OptimizerConfig(), learning_rate=1e-2, prompt_length=PROMPT, max_logits=2 * ROWS * 16
+)
 loss_of = jax.jit(loss_and_gradient, static_argnums=0)
 
 

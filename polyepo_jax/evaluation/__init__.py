@@ -2,5 +2,6 @@
 
 from polyepo_jax.evaluation.sample import Samples as Samples
 from polyepo_jax.evaluation.sample import sample as sample
+from polyepo_jax.evaluation.summaries import MAX_SAMPLES as MAX_SAMPLES
 from polyepo_jax.evaluation.summaries import branching as branching
 from polyepo_jax.evaluation.summaries import summarize as summarize

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from polyepo_jax.data import to_prompts
+from polyepo_jax.evaluation.summaries import summarize
 from polyepo_jax.grading import decode, grade
 from polyepo_jax.sampling import GenerationSpec, generate
 from polyepo_jax.sharding import Mesh, replicated, shard_rows
@@ -25,6 +26,14 @@ class Samples:
     grades: Grades
     truncated_PM: np.ndarray
     failures: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any] | None:
+        """`summarize` of the problems all of whose generations could be graded; None if there are none."""
+        graded_P = np.all(self.grades.valid_PN, axis=1)
+        if not np.any(graded_P):
+            return None
+        rewards_PM, clusters_PM = np.asarray(self.grades.rewards_PN), np.asarray(self.grades.clusters_PN)
+        return summarize(rewards_PM[graded_P], clusters_PM[graded_P], self.truncated_PM[graded_P])
 
 
 def sample(

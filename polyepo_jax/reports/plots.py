@@ -193,7 +193,9 @@ def _draw_distinct_correct(ax: Axes, runs: Sequence[Run], styles: Styles) -> dic
             value = run.benchmarks[name].distinct_correct
             ax.axhline(value, color=styles[run.label]["color"], linestyle=_DASHES, linewidth=1.5)
             ends[run.label] = value
-    where = "held-out prompts" if held_out else "training prompts"
+    where = "validation prompts" if held_out else "training prompts"
+    if len(ends) > len(trained):
+        where += ", dashed: test prompts"
     _panel(
         ax,
         "Distinct correct answers per prompt",

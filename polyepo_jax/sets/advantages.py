@@ -149,11 +149,13 @@ def marginal_advantages(
         _check_enumerable(objective, num_generations)
         sets_SM = all_sets(num_generations, set_size)
     else:
+        if not isinstance(sets_SM, jax.core.Tracer):
+            indices = np.asarray(sets_SM)
+            if np.any((indices < 0) | (indices >= num_generations)):
+                raise ValueError(f"sets_SM must hold generation indices 0 .. {num_generations - 1}, got others")
         sets_SM = jnp.asarray(sets_SM)
         if sets_SM.ndim != 2 or not jnp.issubdtype(sets_SM.dtype, jnp.integer):
             raise ValueError(f"sets_SM must be an integer array [S, M], got {sets_SM.dtype}{list(sets_SM.shape)}")
-        if not isinstance(sets_SM, jax.core.Tracer) and np.any((sets_SM < 0) | (sets_SM >= num_generations)):
-            raise ValueError(f"sets_SM must hold generation indices 0 .. {num_generations - 1}, got others")
     advantages_N = _given_sets_advantages(objective, rewards_N, clusters_N, valid, sets_SM, reduce)
     return jnp.where(valid, advantages_N, 0)
 
@@ -231,8 +233,11 @@ class SetAdvantage:
                 f"generations has nothing to be compared with: every advantage is 0), got {set_size}"
             )
         num_all = math.comb(num_generations, set_size)
-        if self.num_sets is None and not hasattr(self.objective, "conditional_means"):
-            _check_enumerable(self.objective, num_generations)
+        if self.num_sets is None:
+            if not hasattr(self.objective, "conditional_means"):
+                _check_enumerable(self.objective, num_generations)
+            if self.reduce == "sum":
+                _sets_per_generation(num_generations, set_size, jnp.asarray(num_generations), jnp.float32)
         if self.num_sets is not None and not 2 <= self.num_sets <= num_all:
             raise ValueError(
                 f"num_sets must be between 2 (one set has nothing to be compared with) and the "
