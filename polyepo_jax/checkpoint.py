@@ -87,8 +87,10 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
+        if (self._path / str(step)).exists():
+            raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
         self._manifest(step).unlink(missing_ok=True)  # of a checkpoint of the same step that is gone
-        saved = self._manager.save(
+        self._manager.save(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
@@ -97,8 +99,6 @@ class Checkpoints:
                 meta=ocp.args.JsonSave(meta),
             ),
         )
-        if not saved:
-            raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
         self._sealing = self._executor.submit(self._seal, step)
 
     def _manifest(self, step: int) -> Path:

@@ -16,8 +16,8 @@ from polyepo_jax import run_directory
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import sample
-from polyepo_jax.session import admitted, evaluation_spec, load_params, mesh_of, stream, warn_on_stderr
 from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_of, stream, warn_on_stderr
 
 
 @dataclasses.dataclass(frozen=True)

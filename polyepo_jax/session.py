@@ -11,12 +11,10 @@ import math
 import os
 import resource
 import signal
-import sys
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -27,100 +25,14 @@ from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.evaluation import sample
 from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer
-from polyepo_jax.model import init, logical_axes
-from polyepo_jax.sampling import GenerationSpec, Sampling
-from polyepo_jax.sharding import Mesh, check_divides, make_mesh, param_shardings
-from polyepo_jax.tasks import Problem
+from polyepo_jax.model import init
+from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_of, stream, warn_on_stderr
 from polyepo_jax.update import TrainState, UpdateSpec, init_state, state_shardings
+
+AnyWriter = TypeVar("AnyWriter", bound=Writer)
 
 # Steps traced by --profile, counted from the first of the process: compilation is over by then.
 PROFILED_STEPS = range(2, 5)
-
-
-def admitted(config: RunConfig, split: Any) -> tuple[Problem, ...]:
-    """The problems of a split whose prompts fit.
-
-    Raises:
-      InputError: as of `data.admit`.
-    """
-    try:
-        problems = config.task.problems(split)
-        return data.admit(problems, config.task.tokenizer, config.max_prompt_length, config.long_prompts)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-
-
-def mesh_of(config: RunConfig) -> Mesh:
-    """The mesh over all devices.
-
-    Raises:
-      InputError: it does not fit them, or does not divide the model.
-    """
-    try:
-        mesh = make_mesh(config.mesh)
-        check_divides(mesh, jax.eval_shape(lambda: init(config.model, jax.random.key(0))), logical_axes(config.model))
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    return mesh
-
-
-def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None = None) -> tuple[Any, int]:
-    """The params of a run directory's newest readable checkpoint (or that of `step`), for `config.model`.
-
-    Returns:
-      The params, placed on the mesh, and their step.
-
-    Raises:
-      InputError: no such checkpoint, one of another model, or only damaged ones.
-    """
-    theirs = run_directory.read_config(directory).model
-    if not (directory / "checkpoints").is_dir():
-        raise InputError(f"{directory} has no checkpoints: train it first, or give another run directory")
-    free = {"dtype", "remat"}  # how it is computed may differ, the arrays may not
-    differing = [
-        f"{f.name} {getattr(theirs, f.name)!r}, not {getattr(config.model, f.name)!r}"
-        for f in dataclasses.fields(theirs)
-        if f.name not in free and getattr(theirs, f.name) != getattr(config.model, f.name)
-    ]
-    if differing:
-        raise InputError(
-            f"the checkpoint in {directory} is of another model: it has {'; '.join(differing)}; set model.* to match"
-        )
-    abstract = jax.eval_shape(lambda: init(config.model, jax.random.key(0)))
-    checkpoints = Checkpoints(directory, read_only=True)
-    try:
-        shardings = param_shardings(mesh, logical_axes(config.model))
-        return checkpoints.restore_params(abstract, shardings, warn_on_stderr, step)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
-    finally:
-        checkpoints.close()
-
-
-def warn_on_stderr(line: str) -> None:
-    """For what must be seen before there is a progress line."""
-    print(line, file=sys.stderr)
-
-
-def stream(seed: int, name: str) -> jax.Array:
-    """The root key of one independent stream of random numbers.
-
-    A step's key is fold_in(root, step), and fold_in(key, i) is the i-th key of split(key): streams that shared a
-    root would share keys.
-    """
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
-
-
-def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> GenerationSpec:
-    """How held-out problems are sampled."""
-    return GenerationSpec(
-        model=config.model,
-        num_generations=num_samples,
-        max_completion_length=config.max_completion_length,
-        stop_ids=config.task.tokenizer.stop_ids,
-        pad_id=config.task.tokenizer.pad_id,
-        sampling=sampling,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,25 +129,12 @@ class Session:
     def __enter__(self) -> "Session":
         with contextlib.ExitStack() as stack:
             stack.enter_context(run_directory.hold(self._directory))
-            self._checkpoints = Checkpoints(self._directory, self._config.max_to_keep)
-            stack.callback(self._checkpoints.close)
-            first_step = self._restore()
+            # First of all: a directory without it is not taken for a run's.
             run_directory.write_json(self._directory / "config.json", to_json(self._config))
-            self._jsonl = JsonLines(self._directory / "metrics.jsonl", first_step)
-            self._samples = JsonLines(self._directory / "samples.jsonl", first_step)
-            self._progress = Progress(first_step, self._config.max_steps, self._shown)
-            writers: list[Writer] = [self._jsonl, self._progress]
-            if self._config.logging.tensorboard:
-                writers.append(TensorBoard(self._directory / "tensorboard", first_step))
-            if self._config.logging.wandb_project is not None:
-                project, shown = self._config.logging.wandb_project, to_json(self._config)
-                try:
-                    writers.append(WeightsAndBiases(project, self._directory, shown))
-                except Exception as error:  # wandb's own: no network, no key, ...
-                    raise RunError(f"logging.wandb_project: {type(error).__name__}: {error}") from error
-            self._writers = writers
-            for writer in [*writers, self._samples]:
-                stack.callback(writer.close)
+            checkpoints = Checkpoints(self._directory, self._config.max_to_keep)
+            self._checkpoints = stack.enter_context(contextlib.closing(checkpoints))
+            first_step = self._restore()
+            self._open_writers(stack, first_step)
             for note in self._notes:
                 self._progress.say(note)
             if first_step:
@@ -244,6 +143,24 @@ class Session:
             stack.enter_context(jax.set_mesh(self.mesh))
             self._stack = stack.pop_all()
         return self
+
+    def _open_writers(self, stack: contextlib.ExitStack, first_step: int) -> None:
+        def opened(writer: AnyWriter) -> AnyWriter:
+            return stack.enter_context(contextlib.closing(writer))
+
+        directory, logging = self._directory, self._config.logging
+        self._jsonl = opened(JsonLines(directory / "metrics.jsonl", first_step))
+        self._samples = opened(JsonLines(directory / "samples.jsonl", first_step))
+        self._progress = opened(Progress(first_step, self._config.max_steps, self._shown))
+        self._writers: list[Writer] = [self._jsonl, self._progress]
+        if logging.tensorboard:
+            self._writers.append(opened(TensorBoard(directory / "tensorboard", first_step)))
+        if logging.wandb_project is not None:
+            try:
+                wandb = WeightsAndBiases(logging.wandb_project, directory, to_json(self._config))
+            except Exception as error:  # wandb's own: no network, no key, ...
+                raise RunError(f"logging.wandb_project: {type(error).__name__}: {error}") from error
+            self._writers.append(opened(wandb))
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.__exit__(*exception)

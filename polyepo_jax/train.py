@@ -20,8 +20,9 @@ from polyepo_jax.errors import run_command
 from polyepo_jax.grading import decode, grade
 from polyepo_jax.metrics import rollout_metrics
 from polyepo_jax.sampling import GenerationSpec, generate
-from polyepo_jax.session import Session, stream
+from polyepo_jax.session import Session
 from polyepo_jax.sharding import shard_rows
+from polyepo_jax.startup import stream
 from polyepo_jax.types import Array, Batch, Grades, Prompts, Rollouts
 from polyepo_jax.update import UpdateSpec, train_step
 

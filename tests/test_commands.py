@@ -40,12 +40,12 @@ def get_config():
     return rl_config(task=SignalsItself(marker={marker!r}, at={at}, number=signal.SIGKILL), save_interval_steps={every},
                      eval_interval_steps=3)
 
-def die_before(cls, name):
+def die_before(cls, name, time=2):
     original = getattr(cls, name)
     def dying(*arguments):
         mark = pathlib.Path({marker!r} + "." + name)
         mark.write_text(mark.read_text() + "." if mark.exists() else ".")
-        if mark.read_text() == "..":  # the second time
+        if len(mark.read_text()) == time:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments)
     setattr(cls, name, dying)
@@ -72,10 +72,11 @@ def undisturbed(tmp_path_factory):
     ("at", "every", "patch"),
     [
         (2, 1, ""),  # in step 1, before there is a checkpoint
-        (18, 1, ""),  # in step 5, right after a save began
+        (18, 1, ""),  # in step 4, right after a save began
         (10**6, 2, "die_before(Checkpoints, '_seal')"),  # a complete checkpoint without a manifest
         (10**6, 2, "die_before(JsonLines, 'sync')"),  # the log written, the checkpoint not begun
-        (26, 2, ""),  # while evaluating
+        (10**6, 2, "die_before(Checkpoints, 'restore_latest', 1)"),  # the directory is there, and nothing else
+        (14, 2, ""),  # while evaluating after step 3
     ],
 )
 def test_kill_9_and_the_same_command_give_the_undisturbed_run(undisturbed, tmp_path, at, every, patch):

@@ -22,6 +22,7 @@ LAYERS = (
     ("config",),
     ("config_files",),
     ("run_directory",),
+    ("startup",),
     ("session", "commands"),
     ("train", "evaluate", "sft", "plan", "convert", "grade", "report"),
 )

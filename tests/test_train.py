@@ -20,10 +20,10 @@ from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.run_directory import write_json
-from polyepo_jax.session import load_params, mesh_of, stream
 from polyepo_jax.sets import GRPO, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft
 from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.startup import load_params, mesh_of, stream
 from polyepo_jax.train import flatten, train
 from polyepo_jax.types import Prompts, Rollouts
 from tests.tiny import MODEL, EasyPolynomial, metrics_of, rl_config, sft_config
@@ -123,11 +123,11 @@ class SignalsItself(EasyPolynomial):
         return super().cluster(problem, responses)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capfd, number):
-    undisturbed = rl_config(task=SignalsItself(marker=str(tmp_path / "a"), at=-1))
-    run(undisturbed, tmp_path / "undisturbed")
-    config = rl_config(task=SignalsItself(marker=str(tmp_path / "b"), number=number), save_interval_steps=100)
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 10), (signal.SIGINT, 10), (signal.SIGTERM, 14)])
+def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number, at):
+    # The tenth call is in step 3, the fourteenth in the evaluation after it.
+    task = SignalsItself(marker=str(tmp_path / "calls"), number=number, at=at)
+    config = rl_config(task=task, save_interval_steps=100, eval_interval_steps=3)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     run(config, tmp_path / "stopped")
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
@@ -136,8 +136,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, capfd, number):
     assert f"stopped at step 3 of 6; go on with: {COMMAND}" in said
     assert len(metrics_of(tmp_path / "stopped")) == 3
     run(config, tmp_path / "stopped")
-    assert metrics_of(tmp_path / "undisturbed") == metrics_of(tmp_path / "stopped")
-    chex.assert_trees_all_equal(params_of(tmp_path / "undisturbed", config), params_of(tmp_path / "stopped", config))
+    assert_same_run(finished, tmp_path / "stopped", config)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,35 +6,27 @@ Needs runs/polynomial/warm_start. About 70 s on two CPU cores. Held out: pass@1 
 answers in 64. The baselines beside it change the advantage and nothing else.
 """
 
-from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, InitConfig
-from polyepo_jax.model import ModelConfig
+from pathlib import Path
+
+from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, InitConfig, SFTConfig
+from polyepo_jax.config_files import load
 from polyepo_jax.sets import Polychromic, SetAdvantage
-from polyepo_jax.tasks import Polynomial
 from polyepo_jax.update import OptimizerConfig
 
 
 def get_config() -> Config:
-    task = Polynomial()
+    warm_start = load(Path(__file__).with_name("warm_start.py"), SFTConfig)
     return Config(
-        task=task,
-        model=ModelConfig(
-            vocab_size=task.tokenizer.vocab_size,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            head_dim=32,
-            rope_theta=10_000.0,
-        ),
+        task=warm_start.task,
+        model=warm_start.model,
         init=InitConfig(run_dir="runs/polynomial/warm_start"),
         max_steps=200,
         save_interval_steps=50,
         eval_interval_steps=20,
         prompts_per_step=32,
         num_generations=8,
-        max_prompt_length=6,
-        max_completion_length=25,
+        max_prompt_length=warm_start.max_prompt_length,
+        max_completion_length=warm_start.max_completion_length,
         learning_rate=1e-4,
         algorithm=AlgorithmConfig(advantage=SetAdvantage(Polychromic(set_size=4))),
         optimizer=OptimizerConfig(b2=0.99),
