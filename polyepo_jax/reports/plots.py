@@ -194,13 +194,9 @@ def _draw_distinct_correct(ax: Axes, runs: Sequence[Run], styles: Styles) -> dic
             ax.axhline(value, color=styles[run.label]["color"], linestyle=_DASHES, linewidth=1.5)
             ends[run.label] = value
     where = "validation prompts" if held_out else "training prompts"
-    if len(ends) > len(trained):
-        where += ", dashed: test prompts"
-    _panel(
-        ax,
-        "Distinct correct answers per prompt",
-        f"training step  ({where}{f', {count} samples each' if count else ''})",
-    )
+    samples = f", {count} samples" if count else ""
+    dashed = "; dashed: test" if len(ends) > len(trained) else ""
+    _panel(ax, "Distinct correct answers per prompt", f"step  ({where}{samples}{dashed})")
     ax.set_ylim(0, max(ax.get_ylim()[1], 1e-3))
     return ends
 

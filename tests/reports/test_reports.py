@@ -131,7 +131,7 @@ def test_held_out_points_with_the_base_as_reference(run_dirs):
     assert {"base (warm start)", "GRPO", "Poly-EPO"} <= set(passes)
     assert set(distinct) == {
         *("base (warm start)", "GRPO", "Poly-EPO"),
-        "training step  (held-out prompts, 16 samples each)",
+        "step  (validation prompts, 16 samples; dashed: test)",
     }
 
 
@@ -146,7 +146,7 @@ def test_training_curves_where_held_out_points_are_missing(run_dirs):
     metrics.write_text(re.sub(r', "eval/distinct_correct": [0-9.]+', "", metrics.read_text()))
     figure = reports.training_figure(reports.load_runs(run_dirs))
     distinct, rewards = texts(figure)
-    assert set(distinct) == {"GRPO", "Poly-EPO", "training step  (training prompts, 8 samples each)"}
+    assert set(distinct) == {"GRPO", "Poly-EPO", "step  (training prompts, 8 samples)"}
     assert {"GRPO", "Poly-EPO"} <= set(rewards)
     # The moving average of a constant is that constant, up to its ends.
     np.testing.assert_allclose(figure.axes[0].lines[1].get_ydata(), 1.5)
