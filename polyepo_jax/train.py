@@ -55,7 +55,7 @@ def update_spec(config: Config) -> UpdateSpec:
         optimizer=config.optimizer,
         learning_rate=config.learning_rate,
         prompt_length=config.max_prompt_length,
-        transform=config.sampler().transform,
+        sampling=config.sampler(),
         num_iterations=algorithm.num_iterations,
         mini_batch_rows=None if mini_batch is None else mini_batch * config.num_generations,
         micro_batch_rows=algorithm.micro_batch_size,

@@ -12,6 +12,7 @@ import optax
 
 from polyepo_jax.losses import PolicyLoss, SupervisedLoss, token_logprobs
 from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, unembed
+from polyepo_jax.sampling import Sampling
 from polyepo_jax.sharding import BATCH_AXES, Mesh, PartitionSpec, param_shardings, replicated
 from polyepo_jax.types import Array, Batch
 
@@ -66,7 +67,7 @@ class UpdateSpec:
 
     model, loss, optimizer, learning_rate: as named.
     prompt_length: leading positions of a row that are never trained; their logits are not computed.
-    temperature, top_k, top_p enter through `transform`, the sampler's map of logits [V] -> [V].
+    sampling: the distribution whose logprobs count: the one that was sampled.
     num_iterations: passes over the batch.
     mini_batch_rows: rows of an optimizer update; None for all of the batch.
     micro_batch_rows: rows whose activations are held at a time; None for all of the mini-batch.
@@ -79,7 +80,7 @@ class UpdateSpec:
     optimizer: OptimizerConfig
     learning_rate: float
     prompt_length: int
-    transform: Any = None
+    sampling: Sampling = Sampling()
     num_iterations: int = 1
     mini_batch_rows: int | None = None
     micro_batch_rows: int | None = None
@@ -136,8 +137,7 @@ def completion_logprobs(spec: UpdateSpec, params, batch: Batch) -> Array:
     hidden_BTD = hidden_BTD[:, spec.prompt_length - 1 : -1]
 
     def logits(hidden_BCD):
-        logits_BCV = unembed(spec.model, params, hidden_BCD)
-        return logits_BCV if spec.transform is None else jax.vmap(jax.vmap(spec.transform))(logits_BCV)
+        return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, params, hidden_BCD))
 
     chunk_length = max(spec.max_logits // (batch.tokens_BT.shape[0] * spec.model.vocab_size), 1)
     return token_logprobs(logits, hidden_BTD, batch.tokens_BT[:, spec.prompt_length :], chunk_length)

@@ -42,12 +42,12 @@ def get_config():
 
 def die_before(cls, name, time=2):
     original = getattr(cls, name)
-    def dying(*arguments):
+    def dying(*arguments, **named):
         mark = pathlib.Path({marker!r} + "." + name)
         mark.write_text(mark.read_text() + "." if mark.exists() else ".")
         if len(mark.read_text()) == time:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(*arguments)
+        return original(*arguments, **named)
     setattr(cls, name, dying)
 {patch}
 """

@@ -78,7 +78,7 @@ def assert_close(actual, expected, tolerance):
 def test_loss_is_the_formula_on_a_full_forward(params, loss, sampling):
     batch = make_batch()
     reference = jax.jit(init, static_argnums=0)(MODEL, jax.random.key(5))
-    spec = dataclasses.replace(SPEC, loss=loss, transform=sampling.transform)
+    spec = dataclasses.replace(SPEC, loss=loss, sampling=sampling)
 
     @functools.partial(jax.jit, static_argnums=2)
     def logprobs_of(p, batch, transform):
