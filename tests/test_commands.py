@@ -14,6 +14,16 @@ from tests.tiny import rl_config
 pytestmark = pytest.mark.slow
 
 
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations(tmp_path_factory):
+    """The processes of this file compile the same programs: once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compilations")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield
+
+
 def command_line(*arguments):
     """Runs a command of the package as a user does, on one device."""
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}

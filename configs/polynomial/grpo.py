@@ -2,8 +2,8 @@
 
 python -m polyepo_jax.train --config configs/polynomial/grpo.py
 
-Needs runs/polynomial/warm_start. About 70 s on two CPU cores. It collapses: pass@1
-0.995, 1-2 distinct correct answers in 64.
+Needs runs/polynomial/warm_start. About two minutes on two CPU cores. It collapses; held out, three runs: pass@1
+0.998-0.999, 1.0-1.4 distinct correct answers in 64.
 """
 
 import dataclasses
