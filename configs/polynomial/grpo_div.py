@@ -2,8 +2,8 @@
 
 python -m polyepo_jax.train --config configs/polynomial/grpo_div.py
 
-Needs runs/polynomial/warm_start. About 70 s on two CPU cores. Held out: pass@1
-0.87-0.92, 13-17 distinct correct answers in 64.
+Needs runs/polynomial/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.89, 12 distinct
+correct answers in 64.
 """
 
 import dataclasses
