@@ -65,7 +65,7 @@ class Session:
         shown: Mapping[str, tuple[str, str]],
         profile: bool = False,
     ):
-        """Checks everything that can be checked, and restores. Nothing is written if it raises InputError.
+        """Checks all that can be checked before the directory is touched: an InputError here has written nothing.
 
         Args:
           config: of the run.
