@@ -110,14 +110,19 @@ class AlgorithmConfig:
     """How grades become an update.
 
     Attributes:
-      advantage: a dataclass that maps a group's rewards and clusters to advantages: SetAdvantage, GRPO, GRPODiv
-        or your own.
+      advantage: a dataclass that maps a group's rewards and clusters to advantages: SetAdvantage, GRPO, GRPODiv,
+        LeaveOneOut, MaxRL or your own (docs/objectives.md).
       loss: the clipped policy gradient.
       truncated: completions cut at max_completion_length have reward 0; "zero_reward" trains on them like on any
         other, "mask" leaves their tokens out of the loss.
       num_iterations: passes over the batch of a step.
       mini_batch_size: prompts of an optimizer update; None for all of the step.
       micro_batch_size: generations whose activations are held at a time; None for all of the mini-batch.
+      skip_zero_advantage: leave micro-batches without any advantage out of the update, generations that have one being
+        moved together; loss and gradient stay what they were.
+      max_prompt_batches: where groups lack signal (every advantage 0), draw up to so many batches of prompts in a
+        step, until prompts_per_step groups carry some (dynamic sampling, DAPO, arXiv:2503.14476); 1 draws one, and
+        trains on it as it is. Groups that are surplus or without signal are dropped and counted.
     """
 
     advantage: Any = SetAdvantage(Polychromic())
@@ -126,9 +131,12 @@ class AlgorithmConfig:
     num_iterations: int = 1
     mini_batch_size: int | None = None
     micro_batch_size: int | None = None
+    skip_zero_advantage: bool = False
+    max_prompt_batches: int = 1
 
     def __post_init__(self):
         _check_number(self, "num_iterations", 1)
+        _check_number(self, "max_prompt_batches", 1)
         for name in ("mini_batch_size", "micro_batch_size"):
             if getattr(self, name) is not None:
                 _check_number(self, name, 1)
@@ -249,6 +257,16 @@ class Config(RunConfig):
         if rows % micro_rows:
             raise ValueError(
                 f"algorithm.micro_batch_size ({micro_rows} generations) must divide a mini-batch's {rows} generations"
+            )
+        if self.algorithm.skip_zero_advantage and micro_rows == rows:
+            raise ValueError(
+                "algorithm.skip_zero_advantage leaves out whole micro-batches: set algorithm.micro_batch_size to less "
+                f"than a mini-batch's {rows} generations"
+            )
+        if self.algorithm.skip_zero_advantage and self.algorithm.loss.needs_reference:
+            raise ValueError(
+                "algorithm.skip_zero_advantage needs algorithm.loss.beta = 0, got "
+                f"{self.algorithm.loss.beta}: the KL term trains every generation, whatever its advantage"
             )
 
     def sampler(self) -> Sampling:

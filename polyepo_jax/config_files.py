@@ -73,6 +73,9 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
     where = path or "the config"
     if isinstance(value, dict) and set(value) == {"function"}:
         return _resolve(value["function"], where)
+    if isinstance(value, list) and (hint is Any or typing.get_origin(hint) is tuple):
+        value = tuple(from_json(item, Any, f"{path}[{index}]") for index, item in enumerate(value))
+        return _checked_leaf(value, hint, where)
     cls: Any = hint
     if isinstance(value, dict) and "class" in value:
         cls = _resolve(str(value["class"]), where)
@@ -120,8 +123,6 @@ def _has_default(field: dataclasses.Field) -> bool:
 def _checked_leaf(value: Any, hint: Any, path: str) -> Any:
     if hint is Any:
         return value
-    if isinstance(value, list) and typing.get_origin(hint) is tuple:
-        value = tuple(value)
     try:
         return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(strict=True)).validate_python(value)
     except pydantic.ValidationError as error:

@@ -13,7 +13,7 @@ import rich.console
 import rich.progress
 from tensorboardX import SummaryWriter
 
-from polyepo_jax.sets import SIGNAL_THRESHOLD
+from polyepo_jax.sets import SIGNAL_THRESHOLD, has_signal
 from polyepo_jax.types import DEGENERATE, Grades, Rollouts
 
 Metrics = Mapping[str, float]
@@ -28,10 +28,20 @@ def _num_distinct(clusters_N: np.ndarray) -> int:
     return len(set(clusters_N.tolist()) - {DEGENERATE})
 
 
+def _effective_number(clusters_N: np.ndarray) -> float:
+    """exp of the entropy of the shares of the non-degenerate clusters (Hill number of order 1); 0 if there is none."""
+    _, counts = np.unique(clusters_N[clusters_N != DEGENERATE], return_counts=True)
+    shares = counts / counts.sum()
+    return float(np.exp(-np.sum(shares * np.log(shares)))) if counts.size else 0.0
+
+
 def rollout_metrics(rollouts: Rollouts, grades: Grades, advantages_PN: np.ndarray) -> dict[str, float]:
     """What the rollouts of a step look like; arrays on the host. Invalid generations are left out.
 
-    `clusters/*` count different non-degenerate clusters among a prompt's N generations, means over prompts.
+    `clusters/*` count different non-degenerate clusters among a prompt's N generations, means over prompts;
+    `clusters/effective` counts them by their shares: as many clusters of equal size have the same entropy.
+    `advantages/nonzero_frac` is the share of groups that carry signal, `rewards/all_correct_frac` that of groups whose
+    generations are all correct, `advantages/positive_frac_*` the share of positive ones among such generations.
     `completions/entropy` is the mean of -logprob of the sampled tokens, an unbiased estimate of the entropy of
     the sampled distribution, nats a token.
     """
@@ -40,14 +50,17 @@ def rollout_metrics(rollouts: Rollouts, grades: Grades, advantages_PN: np.ndarra
     correct_PN = (rewards_PN > 0) & valid_PN
     incorrect_PN = (rewards_PN <= 0) & valid_PN
     groups = list(zip(clusters_PN, valid_PN, correct_PN, strict=True))
-    has_signal_P = np.any(np.abs(advantages_PN) >= SIGNAL_THRESHOLD, axis=1)
+    all_correct_P = np.all(correct_PN | ~valid_PN, axis=1) & valid_PN.any(axis=1)
     return {
         "rewards/mean": _mean(rewards_PN[valid_PN]),
+        "rewards/all_correct_frac": _mean(all_correct_P),
         "coverage": _mean(correct_PN.any(axis=1)),
         "clusters/distinct": _mean(np.array([_num_distinct(c[v]) for c, v, _ in groups])),
         "clusters/distinct_correct": _mean(np.array([_num_distinct(c[r]) for c, _, r in groups])),
+        "clusters/effective": _mean(np.array([_effective_number(c[v]) for c, v, _ in groups])),
         "clusters/degenerate_frac": _mean(clusters_PN[valid_PN] == DEGENERATE),
-        "advantages/nonzero_frac": _mean(has_signal_P),
+        "advantages/nonzero_frac": _mean(np.asarray(has_signal(advantages_PN))),
+        "advantages/positive_frac_correct": _mean(advantages_PN[correct_PN] >= SIGNAL_THRESHOLD),
         "advantages/positive_frac_incorrect": _mean(advantages_PN[incorrect_PN] >= SIGNAL_THRESHOLD),
         "completions/mean_length": _mean(mask_PNT.sum(axis=2)),
         "completions/truncated_frac": _mean(np.asarray(rollouts.truncated_PN)),

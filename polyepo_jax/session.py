@@ -42,7 +42,6 @@ class _Deferred:
     step: int
     stats: Mapping[str, jax.Array]
     metrics: dict[str, float]
-    num_train_tokens: int
     dispatched_at: float
 
 
@@ -218,7 +217,7 @@ class Session:
         self.settled_at = time.perf_counter()
         for step in range(first_step, config.max_steps):
             self._switch_profiler(step - first_step)
-            yield step, next(self._data)
+            yield step, self.next_prompts()
             done = step + 1
             # Saving and evaluating read the state: the step is settled first, nothing else being under way.
             save = done % config.save_interval_steps == 0 or done == config.max_steps
@@ -258,18 +257,19 @@ class Session:
             self._profiling = False
             self._progress.say(f"profile in {self._directory / 'profile'}")
 
-    def defer(
-        self, step: int, stats: Mapping[str, jax.Array], metrics: dict[str, float], num_train_tokens: int
-    ) -> None:
+    def next_prompts(self) -> data.PromptBatch:
+        """Another batch of prompts within a step; the next step goes on behind it."""
+        return next(self._data)
+
+    def defer(self, step: int, stats: Mapping[str, jax.Array], metrics: dict[str, float]) -> None:
         """Takes the numbers of a step whose update was just dispatched; they are read one step later.
 
         Args:
           step: updates done after this one.
           stats: from `train_step`, still being computed.
           metrics: known on the host already.
-          num_train_tokens: real tokens of the batch.
         """
-        self._deferred = _Deferred(step, stats, metrics, num_train_tokens, time.perf_counter())
+        self._deferred = _Deferred(step, stats, metrics, time.perf_counter())
 
     def settle(self) -> None:
         """Waits for the deferred step, and writes its metrics; does nothing when there is none.
@@ -290,7 +290,7 @@ class Session:
         # What the host spends on anything but waiting for the devices counts against them, even where they work on.
         waited = now - waits + deferred.metrics.get("time/rollout_wait_s", 0.0)
         times["time/rollout_update_frac"] = waited / step_s
-        times["throughput/train_tokens_per_s"] = deferred.num_train_tokens / times["time/update_s"]
+        times["throughput/train_tokens_per_s"] = stats.pop("tokens") / times["time/update_s"]
         self.settled_at, self._aside_s = now, 0.0
         nonfinite_in_a_row = stats.pop("nonfinite_in_a_row")
         evaluation: dict[str, float] = {}

@@ -49,9 +49,9 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
                 raise RunError(str(error)) from error
             session.state, stats = train_step(update, session.state, shard_rows(session.mesh, batch))
             session.settle()
-            stats = {name: stats[name] for name in ("loss", "grad_norm", "nonfinite", "nonfinite_in_a_row")}
+            stats = {name: stats[name] for name in ("loss", "grad_norm", "tokens", "nonfinite", "nonfinite_in_a_row")}
             stats["supervised"] = stats.pop("loss")
-            session.defer(step + 1, stats, {}, int(np.sum(batch.mask_BT)))
+            session.defer(step + 1, stats, {})
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ Prompts become rollouts, rollouts get grades, grades become advantages, advantag
 command again resumes. Every config field can be overridden as --section.field value.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Sequence
@@ -16,13 +17,16 @@ import numpy as np
 
 from polyepo_jax.commands import start
 from polyepo_jax.config import Config
-from polyepo_jax.errors import run_command
+from polyepo_jax.data import PromptBatch
+from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.grading import decode, grade
 from polyepo_jax.metrics import rollout_metrics
 from polyepo_jax.sampling import GenerationSpec, generate
 from polyepo_jax.session import Session
+from polyepo_jax.sets import Advantage, check_advantage, has_signal
 from polyepo_jax.sharding import shard_rows
 from polyepo_jax.startup import stream
+from polyepo_jax.tasks import Problem
 from polyepo_jax.types import Array, Batch, Grades, Prompts, Rollouts
 from polyepo_jax.update import UpdateSpec, train_step
 
@@ -59,21 +63,52 @@ def update_spec(config: Config) -> UpdateSpec:
         num_iterations=algorithm.num_iterations,
         mini_batch_rows=None if mini_batch is None else mini_batch * config.num_generations,
         micro_batch_rows=algorithm.micro_batch_size,
+        skip_zero_advantage=algorithm.skip_zero_advantage,
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """Prompts with their generations and these with their advantages [P, N], on the devices."""
+
+    prompts: Prompts
+    rollouts: Rollouts
+    advantages_PN: Array
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def group_advantages(advantage: Any, key: Array, ids_P: Array, grades: Grades) -> tuple[Array, dict[str, Array]]:
+def group_advantages(advantage: Advantage, key: Array, ids_P: Array, grades: Grades) -> tuple[Array, dict[str, Array]]:
     """Advantages [P, N], and means over the prompts of what the advantage says of its groups.
 
-    A group's random numbers, if it draws sets, derive from (step, prompt id).
+    0 for generations that are not valid, and throughout a group without signal: rounding is not trained on. A group's
+    random numbers, if it draws sets, derive from (step, prompt id).
     """
     keys_P = jax.vmap(functools.partial(jax.random.fold_in, key))(ids_P)
     groups = grades.rewards_PN, grades.clusters_PN, grades.valid_PN
-    advantages_PN = jax.vmap(advantage)(keys_P, *groups)
+    advantages_PN = jnp.where(grades.valid_PN, jax.vmap(advantage)(keys_P, *groups), 0)
+    advantages_PN = jnp.where(has_signal(advantages_PN)[:, None], advantages_PN, 0)
     diagnose = getattr(advantage, "diagnostics", None)
-    diagnostics = {} if diagnose is None else jax.vmap(diagnose)(*groups)
+    diagnostics = {} if diagnose is None else jax.vmap(diagnose)(keys_P, *groups)
     return advantages_PN, {f"set/{name}": jnp.mean(value_P) for name, value_P in diagnostics.items()}
+
+
+@jax.jit
+def keep_informative(kept: Groups, new: Groups) -> Groups:
+    """P of two times P groups, those that carry signal first; one prompt's group is taken once."""
+    repeated_P = jnp.any(
+        (new.prompts.ids_P[:, None] == kept.prompts.ids_P[None, :]) & has_signal(kept.advantages_PN)[None, :], axis=1
+    )
+    lacks_signal = jnp.concatenate(
+        [~has_signal(kept.advantages_PN), ~has_signal(new.advantages_PN) | repeated_P], dtype=bool
+    )
+    chosen_P = jnp.argsort(lacks_signal, stable=True)[: repeated_P.size]
+    return jax.tree.map(lambda first, second: jnp.concatenate([first, second])[chosen_P], kept, new)
+
+
+def num_informative(groups: Groups) -> int:
+    """How many groups carry signal."""
+    return int(jnp.sum(has_signal(groups.advantages_PN)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -97,6 +132,88 @@ def flatten(mask_truncated: bool, prompts: Prompts, rollouts: Rollouts, advantag
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One batch of prompts, sampled and graded.
+
+    groups: on the devices. rollouts, grades, advantages_PN: the same on the host.
+    diagnostics: what the advantage says of its groups.
+    responses: texts, [P][N].
+    failures: grading calls that failed, a line each.
+    times: metrics.
+    problems: of the prompts.
+    """
+
+    groups: Groups
+    rollouts: Rollouts
+    grades: Grades
+    advantages_PN: np.ndarray
+    diagnostics: dict[str, Array]
+    responses: list[list[str]]
+    failures: tuple[str, ...]
+    times: dict[str, float]
+    problems: tuple[Problem, ...]
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The first prompt's generations, for samples.jsonl."""
+        columns = self.responses[0], self.grades.rewards_PN[0], self.grades.clusters_PN[0]
+        return [
+            {"prompt": self.problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}
+            for text, reward, cluster in zip(*columns, strict=True)
+        ]
+
+
+def draw(config: Config, session: Session, batch: PromptBatch, step_key: Array, index: int) -> Draw:
+    """Rollouts of a step's batch of prompts, their grades and advantages; settles the previous step meanwhile.
+
+    index: of the batch within the step, so that each has its own random numbers.
+    """
+    rollout_key, sets_key = (jax.random.fold_in(step_key, 2 * index + i) for i in range(2))
+    prompts = shard_rows(session.mesh, batch.prompts)
+    dispatched = time.perf_counter()
+    rollouts = generate(generation_spec(config), session.state.params, prompts, rollout_key)
+    session.settle()  # the previous step's numbers, while this step's rollouts are sampled
+    waits = time.perf_counter()
+    host_rollouts = jax.device_get(rollouts)
+    sampled = time.perf_counter()
+
+    responses = decode(config.task.tokenizer, host_rollouts)
+    grading = grade(config.task, batch.problems, responses, host_rollouts.truncated_PN)
+    graded = time.perf_counter()
+    advantage = config.algorithm.advantage
+    advantages_PN, diagnostics = group_advantages(advantage, sets_key, prompts.ids_P, grading.grades)
+    host_advantages_PN = np.asarray(advantages_PN)
+    times = {
+        "time/rollout_s": sampled - max(dispatched, session.settled_at),
+        "time/rollout_wait_s": sampled - waits,
+        "time/grade_s": graded - sampled,
+        "time/advantage_s": time.perf_counter() - graded,
+    }
+    return Draw(
+        groups=Groups(prompts, rollouts, advantages_PN),
+        rollouts=host_rollouts,
+        grades=grading.grades,
+        advantages_PN=host_advantages_PN,
+        diagnostics=diagnostics,
+        responses=responses,
+        failures=grading.failures,
+        times=times,
+        problems=batch.problems,
+    )
+
+
+def summarize(draws: Sequence[Draw]) -> dict[str, float]:
+    """Metrics of all groups that a step drew, also of those that it did not train on."""
+    times = {name: sum(d.times[name] for d in draws) for name in draws[0].times}
+    rollouts: Rollouts = jax.tree.map(lambda *x: np.concatenate(x), *(d.rollouts for d in draws))
+    grades: Grades = jax.tree.map(lambda *x: np.concatenate(x), *(d.grades for d in draws))
+    metrics = rollout_metrics(rollouts, grades, np.concatenate([d.advantages_PN for d in draws])) | times
+    for name in draws[0].diagnostics:
+        metrics[name] = float(np.mean([d.diagnostics[name] for d in draws]))
+    num_tokens = int(np.sum(rollouts.completion_mask_PNT))
+    return metrics | {"throughput/rollout_tokens_per_s": num_tokens / times["time/rollout_s"]}
+
+
 def train(config: Config, directory: Path, resume_command: str, profile: bool = False) -> None:
     """Runs, or goes on with, the run in `directory`.
 
@@ -104,52 +221,32 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
       InputError: bad input, found before anything is written.
       RunError: a run that cannot go on.
     """
-    task, algorithm = config.task, config.algorithm
-    generation, update = generation_spec(config), update_spec(config)
+    algorithm, update = config.algorithm, update_spec(config)
+    try:
+        check_advantage(algorithm.advantage, config.num_generations)
+    except ValueError as error:
+        raise InputError(f"algorithm.advantage: {error}") from error
     root_key = stream(config.seed, "rollouts")
     with Session(config, directory, update, resume_command, SHOWN, profile) as session:
-        for step, (host_prompts, problems) in session.steps():
-            rollout_key, sets_key = jax.random.split(jax.random.fold_in(root_key, step))
-            prompts = shard_rows(session.mesh, host_prompts)
+        for step, batch in session.steps():
+            step_key = jax.random.fold_in(root_key, step)
+            draws = [draw(config, session, batch, step_key, 0)]
+            groups = draws[0].groups
+            while len(draws) < algorithm.max_prompt_batches and num_informative(groups) < config.prompts_per_step:
+                draws.append(draw(config, session, session.next_prompts(), step_key, len(draws)))
+                groups = keep_informative(groups, draws[-1].groups)
 
-            dispatched = time.perf_counter()
-            rollouts = generate(generation, session.state.params, prompts, rollout_key)
-            session.settle()  # the previous step's numbers, while this step's rollouts are sampled
-            waits = time.perf_counter()
-            host_rollouts = jax.device_get(rollouts)
-            sampled = time.perf_counter()
-
-            responses = decode(task.tokenizer, host_rollouts)
-            grading = grade(task, problems, responses, host_rollouts.truncated_PN)
-            grades = grading.grades
-            advantages_PN, diagnostics = group_advantages(algorithm.advantage, sets_key, prompts.ids_P, grades)
-            batch = flatten(algorithm.truncated == "mask", prompts, rollouts, advantages_PN)
-            graded = time.perf_counter()
-
-            session.state, stats = train_step(update, session.state, batch, session.reference_params)
-            num_tokens = int(host_rollouts.completion_mask_PNT.sum())
-            num_prompt_tokens = int(np.sum(host_prompts.mask_PT)) * config.num_generations
-            rollout_s = sampled - max(dispatched, session.settled_at)
-            times = {
-                "time/rollout_s": rollout_s,
-                "time/rollout_wait_s": sampled - waits,
-                "time/grade_s": graded - sampled,
-                "throughput/rollout_tokens_per_s": num_tokens / rollout_s,
-            }
-            metrics = rollout_metrics(host_rollouts, grades, np.asarray(advantages_PN)) | times
-            metrics |= {name: float(value) for name, value in diagnostics.items()}
-            session.defer(step + 1, stats, metrics, num_tokens + num_prompt_tokens)
-            session.write_samples(
-                step + 1,
-                [
-                    {"prompt": problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}
-                    for text, reward, cluster in zip(
-                        responses[0], grades.rewards_PN[0], grades.clusters_PN[0], strict=True
-                    )
-                ],
-            )
-            if grading.failures:
-                session.say(f"step {step + 1}: {len(grading.failures)} grading calls failed: {grading.failures[0]}")
+            rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
+            session.state, stats = train_step(update, session.state, rows, session.reference_params)
+            metrics = summarize(draws)
+            if algorithm.max_prompt_batches > 1:
+                metrics["dynamic_sampling/prompt_batches"] = float(len(draws))
+                metrics["dynamic_sampling/informative_frac"] = num_informative(groups) / config.prompts_per_step
+            session.defer(step + 1, stats, metrics)
+            session.write_samples(step + 1, draws[0].samples())
+            failures = [line for d in draws for line in d.failures]
+            if failures:
+                session.say(f"step {step + 1}: {len(failures)} grading calls failed: {failures[0]}")
 
 
 def main(arguments: Sequence[str]) -> None:

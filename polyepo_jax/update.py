@@ -71,6 +71,9 @@ class UpdateSpec:
     num_iterations: passes over the batch.
     mini_batch_rows: rows of an optimizer update; None for all of the batch.
     micro_batch_rows: rows whose activations are held at a time; None for all of the mini-batch.
+    skip_zero_advantage: leave out the micro-batches whose rows all have advantage 0 or no trained token; rows that have
+      both are moved together first. Loss and gradient stay what they were, since such rows add nothing to either
+      (without a KL term) and the denominator counts all rows.
     max_logits: logits held at a time, at most (or those of one position of all rows, if these are more). The default
       is 128 MiB of float32.
     """
@@ -84,7 +87,12 @@ class UpdateSpec:
     num_iterations: int = 1
     mini_batch_rows: int | None = None
     micro_batch_rows: int | None = None
+    skip_zero_advantage: bool = False
     max_logits: int = 2**25
+
+    def __post_init__(self):
+        if self.skip_zero_advantage and self.loss.needs_reference:
+            raise ValueError("skip_zero_advantage needs beta = 0: the KL term trains every row, whatever its advantage")
 
 
 @jax.tree_util.register_dataclass
@@ -154,6 +162,7 @@ def _row_sums(spec: UpdateSpec, params, batch: Batch, reference_params) -> tuple
     losses_B, sums_B = jax.vmap(spec.loss.row)(logprobs_BT, old_BT, reference_BT, batch.advantages_B, mask_BT)
     sums = jax.tree.map(jnp.sum, sums_B)
     sums["tokens"] = jnp.sum(mask_BT)
+    sums["all_tokens"] = jnp.sum(batch.mask_BT)
     sums["gap"] = jnp.sum(jnp.where(mask_BT, jnp.abs(logprobs_BT - old_BT), 0))
     return jnp.sum(losses_B), sums
 
@@ -161,20 +170,30 @@ def _row_sums(spec: UpdateSpec, params, batch: Batch, reference_params) -> tuple
 def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=()):
     """Loss of a mini-batch, its gradient and sums for the metrics, accumulated over micro-batches.
 
-    The same numbers, up to rounding, for any `micro_batch_rows`: rows are summed, then divided once.
+    The same numbers, up to rounding, for any `micro_batch_rows`: rows are summed, then divided once. With
+    `skip_zero_advantage` the sums count the rows of the micro-batches that were not left out.
     """
     num_rows = batch.tokens_BT.shape[0]
     micro_rows = spec.micro_batch_rows or num_rows
     normalizer = spec.loss.normalizer(batch.loss_mask_BT)
     gradient_of = jax.value_and_grad(functools.partial(_row_sums, spec), has_aux=True)
 
-    def accumulate(total, micro_batch):
+    def add(total, micro_batch):
         new = gradient_of(params, micro_batch, reference_params)
-        return jax.tree.map(jnp.add, total, new), None
+        return jax.tree.map(jnp.add, total, new)
 
-    if micro_rows == num_rows:
+    def accumulate(total, micro_batch):
+        if not spec.skip_zero_advantage:
+            return add(total, micro_batch), None
+        skip = jnp.all(_adds_nothing(micro_batch))
+        return jax.lax.cond(skip, lambda total, _: total, add, total, micro_batch), None
+
+    if micro_rows == num_rows and not spec.skip_zero_advantage:
         (loss, sums), gradient = gradient_of(params, batch, reference_params)
     else:
+        if spec.skip_zero_advantage:
+            order_B = jnp.argsort(_adds_nothing(batch), stable=True)
+            batch = jax.tree.map(lambda x: x[order_B], batch)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[:micro_rows], batch), reference_params),
@@ -182,6 +201,11 @@ def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=(
         ((loss, sums), gradient), _ = jax.lax.scan(accumulate, zeros, _split_rows(batch, num_rows // micro_rows))
     scale = 1 / normalizer
     return loss * scale.astype(loss.dtype), jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), sums
+
+
+def _adds_nothing(batch: Batch) -> Array:
+    """Rows that have no part in a policy loss without KL term, bool[B]. A NaN advantage has one: it must be seen."""
+    return (batch.advantages_B == 0) | ~jnp.any(batch.loss_mask_BT, axis=1)
 
 
 def _split_rows(batch: Batch, num_parts: int) -> Batch:
@@ -213,8 +237,9 @@ def train_step(
 
     Returns:
       The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, means over the updates; `sampler_gap`,
-      the mean |trainer logprob - sampler logprob| before the first update, nats; `nonfinite`, updates skipped, and
-      `nonfinite_in_a_row` of the new state.
+      the mean |trainer logprob - sampler logprob| before the first update, nats (of the rows that were not skipped,
+      NaN if all were); `tokens`, real ones of prompts and completions that all updates went through; `nonfinite`,
+      updates skipped, and `nonfinite_in_a_row` of the new state.
     """
     num_rows = batch.tokens_BT.shape[0]
     num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)
@@ -238,9 +263,16 @@ def train_step(
             opt_state=jax.tree.map(keep_unless_finite, opt_state, state.opt_state),
             nonfinite_in_a_row=jnp.where(finite, 0, state.nonfinite_in_a_row + 1),
         )
-        tokens = jnp.maximum(sums.pop("tokens"), 1)
-        means = {name: total / tokens for name, total in sums.items()}
-        return new_state, {"loss": loss, "grad_norm": grad_norm, "nonfinite": ~finite, **means}
+        tokens, all_tokens = sums.pop("tokens"), sums.pop("all_tokens")
+        means = {name: total / jnp.maximum(tokens, 1) for name, total in sums.items()}
+        means["gap"] = jnp.where(tokens > 0, means["gap"], jnp.nan)
+        return new_state, {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "nonfinite": ~finite,
+            "all_tokens": all_tokens,
+            **means,
+        }
 
     indices = jnp.arange(spec.num_iterations * num_mini_batches)
     state, stats = jax.lax.scan(update, state, indices, unroll=indices.size == 1)
@@ -250,6 +282,7 @@ def train_step(
     if "clipped" in stats:
         summary["clip_frac"] = jnp.mean(stats["clipped"])
     summary["sampler_gap"] = stats["gap"][0]
+    summary["tokens"] = jnp.sum(stats["all_tokens"])
     summary["nonfinite"] = jnp.sum(stats["nonfinite"])
     summary["nonfinite_in_a_row"] = state.nonfinite_in_a_row + 0  # a copy: the state itself is donated
     return state, summary

@@ -10,28 +10,32 @@ from polyepo_jax.types import Grades, Rollouts
 
 
 def test_rollout_metrics_by_hand():
-    rewards = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], np.float32)
-    clusters = np.array([[3, 3, 5, -1], [7, 8, 8, 8]])
-    valid = np.array([[True] * 4, [True, True, True, False]])
-    mask = np.zeros((2, 4, 3), bool)
+    rewards = np.array([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], np.float32)
+    clusters = np.array([[3, 3, 5, -1], [7, 8, 8, 8], [2, 2, 2, 9], [1, 2, 3, 4]])
+    valid = np.array([[True] * 4, [True, True, True, False], [True, True, True, False], [False] * 4])
+    mask = np.zeros((4, 4, 3), bool)
     mask[:, :, :2] = True
     logprobs = np.where(mask, -0.5, 0)
-    truncated = np.array([[False] * 4, [True, False, False, False]])
-    advantages = np.array([[0.1, 0.1, -0.1, 2e-6], [1e-7, 0, 0, 0]])
-    rollouts = Rollouts(np.zeros((2, 4, 3), int), mask, logprobs, truncated)
+    truncated = np.array([[False] * 4, [True, False, False, False], [False] * 4, [False] * 4])
+    advantages = np.array([[0.1, 0.1, -0.1, 2e-6], [1e-7, 0, 0, 0], [0.2, -0.1, -0.1, 0], [0, 0, 0, 0]])
+    rollouts = Rollouts(np.zeros((4, 4, 3), int), mask, logprobs, truncated)
+    effective_two_to_one = np.exp(-(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)))
     assert rollout_metrics(rollouts, Grades(rewards, clusters, valid), advantages) == pytest.approx(
         {
-            "rewards/mean": 2 / 7,
-            "coverage": 0.5,
-            "clusters/distinct": 2.0,
-            "clusters/distinct_correct": 0.5,
-            "clusters/degenerate_frac": 1 / 7,
-            "advantages/nonzero_frac": 0.5,
+            "rewards/mean": 5 / 10,
+            "rewards/all_correct_frac": 1 / 4,
+            "coverage": 2 / 4,
+            "clusters/distinct": (2 + 2 + 1 + 0) / 4,
+            "clusters/distinct_correct": (1 + 0 + 1 + 0) / 4,
+            "clusters/effective": (2 * effective_two_to_one + 1 + 0) / 4,
+            "clusters/degenerate_frac": 1 / 10,
+            "advantages/nonzero_frac": 2 / 4,
+            "advantages/positive_frac_correct": 3 / 5,
             "advantages/positive_frac_incorrect": 1 / 5,
             "completions/mean_length": 2.0,
-            "completions/truncated_frac": 1 / 8,
+            "completions/truncated_frac": 1 / 16,
             "completions/entropy": 0.5,
-            "judge/failure_frac": 1 / 8,
+            "judge/failure_frac": 6 / 16,
         }
     )
 

@@ -20,7 +20,7 @@ from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.run_directory import write_json
-from polyepo_jax.sets import GRPO, Polychromic, SetAdvantage
+from polyepo_jax.sets import GRPO, MaxRL, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft
 from polyepo_jax.sharding import MeshConfig
 from polyepo_jax.startup import load_params, mesh_of, stream
@@ -140,15 +140,16 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number,
 
 
 @dataclasses.dataclass(frozen=True)
-class Broken:
-    """An advantage that is not a number."""
+class PaysLess(EasyPolynomial):
+    """Rewards that may be negative, which MaxRL has no meaning for."""
 
-    def __call__(self, key, rewards_N, clusters_N, valid_N):
-        return rewards_N * jnp.nan
+    def verify(self, problem, response):
+        return -super().verify(problem, response)
 
 
 def test_nonfinite_updates_are_skipped_counted_and_end_the_run(tmp_path):
-    config = rl_config(algorithm=AlgorithmConfig(advantage=Broken()), max_nonfinite_updates=3, save_interval_steps=1)
+    algorithm = AlgorithmConfig(advantage=MaxRL())
+    config = rl_config(task=PaysLess(), algorithm=algorithm, max_nonfinite_updates=3, save_interval_steps=1)
     with pytest.raises(RunError, match=r"stopped at step 3: .* not finite in 3 updates in a row"):
         run(config, tmp_path / "run")
     lines = metrics_of(tmp_path / "run")

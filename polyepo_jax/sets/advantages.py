@@ -1,68 +1,51 @@
-"""From set scores to one advantage for each generation, and the baselines of the paper.
+"""From set scores to one advantage for each generation.
 
 Functions take one prompt; callers `vmap`.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Protocol
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyepo_jax.sets.closed_form import mean_of_valid
 from polyepo_jax.sets.construct import all_sets, check_set_size, sample_sets
-from polyepo_jax.types import DEGENERATE, Array
-
-# |A| below this is rounding, not signal.
-SIGNAL_THRESHOLD = 1e-6
+from polyepo_jax.sets.group import center, checked_group, mean_of_valid
+from polyepo_jax.sets.objectives import conditional_means_of
+from polyepo_jax.types import Array
 
 # Sets of one prompt that are enumerated for an objective without a closed form, at most.
 MAX_ENUMERATED_SETS = 100_000
 
-
-def _float_rewards(rewards_N) -> Array:
-    rewards_N = jnp.asarray(rewards_N)
-    if not jnp.issubdtype(rewards_N.dtype, jnp.floating):
-        rewards_N = rewards_N.astype(float)  # the default float type: float32, or float64 under x64
-    return rewards_N
+# Sets of one prompt that are scored at a time: all of them for many prompts would be gigabytes.
+_SETS_AT_A_TIME = 4096
 
 
-def _checked_group(rewards_N, clusters_N, valid_N) -> tuple[Array, Array, Array]:
-    """Rewards as floats, cluster ids and validity (None: all valid) of one prompt.
+class Advantage(Protocol):
+    """What `algorithm.advantage` is: a frozen dataclass that weighs the N generations of one prompt.
 
-    Raises:
-      ValueError: they are not three arrays [N], or ids are not integers.
+    key: PRNG key of (step, prompt), for what draws sets. rewards_N: float[N]. clusters_N: int32[N], ids arbitrary,
+    DEGENERATE = -1. valid_N: bool[N], False where grading failed on our side. Returns float[N], 0 where not valid.
+
+    Two more methods are called where there are any: `check(num_generations)`, which raises ValueError for groups
+    that could never carry signal, before a run starts; and `diagnostics(key, rewards_N, clusters_N, valid_N)`, scalars
+    of a group whose means over the prompts are logged as `set/<name>`.
     """
-    rewards_N = _float_rewards(rewards_N)
-    clusters_N = jnp.asarray(clusters_N)
-    valid_N = jnp.ones(rewards_N.shape, bool) if valid_N is None else jnp.asarray(valid_N, bool)
-    if rewards_N.ndim != 1 or not rewards_N.shape == clusters_N.shape == valid_N.shape:
-        raise ValueError(
-            "expected rewards, cluster ids and validity of one prompt, each of shape [N], got shapes "
-            f"{rewards_N.shape}, {clusters_N.shape} and {valid_N.shape}; use jax.vmap for several prompts"
-        )
-    if not jnp.issubdtype(clusters_N.dtype, jnp.integer):
-        raise ValueError(f"clusters_N must hold integer ids, got {clusters_N.dtype}")
-    return rewards_N, clusters_N, valid_N
+
+    def __call__(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array: ...
 
 
-def _center(values_N: Array, valid_N: Array) -> Array:
-    """values - their mean over the valid generations; 0 where not valid."""
-    return jnp.where(valid_N, values_N - mean_of_valid(values_N, valid_N), 0)
-
-
-def _sets_per_generation(num_generations: int, set_size: int, num_valid: Array, dtype) -> Array:
-    """binom(V - 1, n - 1), the number of sets that hold a given generation."""
+def _sets_per_generation(num_generations: int, set_size: int, dtype) -> np.ndarray:
+    """binom(V - 1, n - 1), the number of sets that hold a given generation, for V = 0..N: float64[N + 1]."""
     counts = [math.comb(v - 1, set_size - 1) if v else 0 for v in range(num_generations + 1)]
     if counts[-1] > float(jnp.finfo(dtype).max):
         raise ValueError(
             f"reduce='sum' over all sets of {set_size} out of {num_generations} overflows {jnp.dtype(dtype).name}: "
             "use reduce='mean', which differs by a constant factor only"
         )
-    return jnp.asarray(np.array([float(c) for c in counts]), dtype)[num_valid]
+    return np.array([float(c) for c in counts])
 
 
 def _check_enumerable(objective: Any, num_generations: int) -> None:
@@ -75,33 +58,66 @@ def _check_enumerable(objective: Any, num_generations: int) -> None:
         )
 
 
-def _all_subsets_advantages(objective, rewards_N, clusters_N, valid_N, reduce):
-    num_generations = rewards_N.shape[0]
-    num_valid = jnp.sum(valid_N)
-    means_N = objective.conditional_means(rewards_N, clusters_N, valid_N)
-    advantages_N = _center(means_N, valid_N)
-    if reduce == "sum":
-        advantages_N = advantages_N * _sets_per_generation(
-            num_generations, objective.set_size, num_valid, rewards_N.dtype
+def _checked_sets(sets_SM, num_generations: int) -> Array:
+    if not isinstance(sets_SM, jax.core.Tracer):
+        indices = np.asarray(sets_SM)
+        if np.any((indices < 0) | (indices >= num_generations)):
+            raise ValueError(f"sets_SM must hold generation indices 0 .. {num_generations - 1}, got others")
+    sets_SM = jnp.asarray(sets_SM)
+    if sets_SM.ndim != 2 or not jnp.issubdtype(sets_SM.dtype, jnp.integer):
+        raise ValueError(f"sets_SM must be an integer array [S, M], got {sets_SM.dtype}{list(sets_SM.shape)}")
+    return sets_SM
+
+
+def _sets_to_score(objective, num_generations: int, sets_SM) -> Array | None:
+    """The sets that are scored one by one; None where the objective's closed form covers all of them.
+
+    Raises:
+      ValueError: as of `marginal_advantages`.
+    """
+    if sets_SM is not None:
+        return _checked_sets(sets_SM, num_generations)
+    set_size = getattr(objective, "set_size", None)
+    if set_size is None:
+        raise ValueError(
+            f"objective {objective!r} has no set_size: give it that attribute, or pass sets_SM "
+            "(all_sets(num_generations, set_size) or sample_sets(...))"
         )
-    # With V <= n valid generations there is at most one set, so nothing to compare it with.
-    return jnp.where(num_valid > objective.set_size, advantages_N, 0)
+    check_set_size(num_generations, set_size)
+    if conditional_means_of(objective) is not None:
+        return None
+    _check_enumerable(objective, num_generations)
+    return all_sets(num_generations, set_size)
 
 
-def _given_sets_advantages(objective, rewards_N, clusters_N, valid_N, sets_SM, reduce):
-    num_generations = rewards_N.shape[0]
+def _scores(objective, rewards_N: Array, clusters_N: Array, sets_SM: Array) -> Array:
+    """f of each set, [S]."""
+
+    def score(members_M):
+        value = jnp.asarray(objective(rewards_N[members_M], clusters_N[members_M]))
+        if value.shape:
+            raise ValueError(
+                f"objective {objective!r} must return a scalar for the rewards [{members_M.shape[0]}] and cluster ids "
+                f"of one set, got shape {value.shape}"
+            )
+        return value.astype(rewards_N.dtype)
+
+    if sets_SM.shape[0] <= _SETS_AT_A_TIME:
+        return jax.vmap(score)(sets_SM)
+    return jax.lax.map(score, sets_SM, batch_size=_SETS_AT_A_TIME)
+
+
+def mean_over_sets(objective: Any, rewards_N, clusters_N, *, sets_SM=None, valid_N=None) -> Array:
+    """E[f]: the mean of an objective over the sets of a prompt, all of them or those given; a scalar.
+
+    Arguments and errors are those of `marginal_advantages`. 0 where there is no set.
+    """
+    rewards_N, clusters_N, valid_N = checked_group(rewards_N, clusters_N, valid_N)
+    sets_SM = _sets_to_score(objective, rewards_N.shape[0], sets_SM)
+    if sets_SM is None:
+        return mean_of_valid(objective.conditional_means(rewards_N, clusters_N, valid_N), valid_N)
     usable_S = jnp.all(valid_N[sets_SM], axis=1)
-    scores_S = jax.vmap(objective)(rewards_N[sets_SM], clusters_N[sets_SM])
-    chex.assert_shape(scores_S, (sets_SM.shape[0],))
-    set_advantages_S = _center(scores_S.astype(rewards_N.dtype), usable_S)
-    rows_S1 = jnp.arange(sets_SM.shape[0])[:, None]
-    member_SN = jnp.zeros((sets_SM.shape[0], num_generations), bool).at[rows_S1, sets_SM].set(True)
-    # A sum over an axis, which XLA adds pairwise: a scatter-add of 1e4 sets loses 5e-6 in float32.
-    totals_N = jnp.sum(jnp.where(member_SN, set_advantages_S[:, None], 0), axis=0)
-    if reduce == "sum":
-        return totals_N
-    counts_N = jnp.sum(member_SN & usable_S[:, None], axis=0)
-    return totals_N / jnp.maximum(counts_N, 1).astype(rewards_N.dtype)
+    return mean_of_valid(_scores(objective, rewards_N, clusters_N, sets_SM), usable_S)
 
 
 def marginal_advantages(
@@ -125,92 +141,49 @@ def marginal_advantages(
       float[N]. Sums to 0 over all sets, and for reduce="sum" over any.
 
     Raises:
-      ValueError: shapes that do not fit, a set_size outside 1..N, no set_size, or an objective without closed
-        form that would need more than MAX_ENUMERATED_SETS sets.
+      ValueError: shapes that do not fit, a set_size outside 1..N, no set_size, an objective that returns no scalar,
+        or one without closed form that would need more than MAX_ENUMERATED_SETS sets.
     """
     if reduce not in ("mean", "sum"):
         raise ValueError(f"reduce must be 'mean' or 'sum', got {reduce!r}")
-    rewards_N, clusters_N, valid = _checked_group(rewards_N, clusters_N, valid_N)
-    num_generations = rewards_N.shape[0]
-    # An invalid generation's grade may be anything, NaN too: it must not reach any sum.
-    rewards_N = jnp.where(valid, rewards_N, 0)
-
+    rewards_N, clusters_N, valid_N = checked_group(rewards_N, clusters_N, valid_N)
+    sets_SM = _sets_to_score(objective, rewards_N.shape[0], sets_SM)
     if sets_SM is None:
-        set_size = getattr(objective, "set_size", None)
-        if set_size is None:
-            raise ValueError(
-                f"objective {objective!r} has no set_size: give it that attribute, or pass sets_SM "
-                "(all_sets(num_generations, set_size) or sample_sets(...))"
-            )
-        check_set_size(num_generations, set_size)
-        if hasattr(objective, "conditional_means"):
-            advantages_N = _all_subsets_advantages(objective, rewards_N, clusters_N, valid, reduce)
-            return jnp.where(valid, advantages_N, 0)
-        _check_enumerable(objective, num_generations)
-        sets_SM = all_sets(num_generations, set_size)
+        advantages_N = _all_subsets_advantages(objective, rewards_N, clusters_N, valid_N, reduce)
     else:
-        if not isinstance(sets_SM, jax.core.Tracer):
-            indices = np.asarray(sets_SM)
-            if np.any((indices < 0) | (indices >= num_generations)):
-                raise ValueError(f"sets_SM must hold generation indices 0 .. {num_generations - 1}, got others")
-        sets_SM = jnp.asarray(sets_SM)
-        if sets_SM.ndim != 2 or not jnp.issubdtype(sets_SM.dtype, jnp.integer):
-            raise ValueError(f"sets_SM must be an integer array [S, M], got {sets_SM.dtype}{list(sets_SM.shape)}")
-    advantages_N = _given_sets_advantages(objective, rewards_N, clusters_N, valid, sets_SM, reduce)
-    return jnp.where(valid, advantages_N, 0)
+        advantages_N = _given_sets_advantages(objective, rewards_N, clusters_N, valid_N, sets_SM, reduce)
+    return jnp.where(valid_N, advantages_N, 0)
 
 
-def grpo_advantages(rewards_N, *, valid_N=None) -> Array:
-    """GRPO without the division by the standard deviation: A_i = r_i - mean r.
-
-    Args:
-      rewards_N: [N].
-      valid_N: bool[N], generations that take part; None for all. The others get 0.
-
-    Returns:
-      float[N].
-
-    Raises:
-      ValueError: shapes other than [N].
-    """
-    rewards_N = _float_rewards(rewards_N)
-    rewards_N, _, valid_N = _checked_group(rewards_N, jnp.zeros(rewards_N.shape, int), valid_N)
-    return _center(rewards_N, valid_N)
+def _all_subsets_advantages(objective, rewards_N, clusters_N, valid_N, reduce) -> Array:
+    num_generations, num_valid = rewards_N.shape[0], jnp.sum(valid_N)
+    advantages_N = center(objective.conditional_means(rewards_N, clusters_N, valid_N), valid_N)
+    if reduce == "sum":
+        counts = _sets_per_generation(num_generations, objective.set_size, rewards_N.dtype)
+        advantages_N = advantages_N * jnp.asarray(counts, rewards_N.dtype)[num_valid]
+    # With V <= n valid generations there is at most one set, so nothing to compare it with.
+    return jnp.where(num_valid > objective.set_size, advantages_N, 0)
 
 
-def grpo_div_advantages(rewards_N, clusters_N, weight: float, *, valid_N=None) -> Array:
-    """GRPO+DIV, the paper's additive baseline: A_i = u_i - mean u with u_i = r_i + weight * d_i.
-
-    d_i = (N / |cluster of i| - 1) / (N - 1): 1 when i is alone in its cluster, 0 when all share it, and 0 for
-    degenerate generations, which have no strategy to be rare.
-
-    Args:
-      rewards_N: [N].
-      clusters_N: int[N], DEGENERATE = -1.
-      weight: lambda, of the bonus against the reward.
-      valid_N: bool[N], generations that take part (N counts them alone); None for all. The others get 0.
-
-    Returns:
-      float[N].
-
-    Raises:
-      ValueError: shapes other than [N], or ids that are not integers.
-    """
-    rewards_N, clusters_N, valid_N = _checked_group(rewards_N, clusters_N, valid_N)
-    clustered_N = valid_N & (clusters_N != DEGENERATE)
-    same_NN = (clusters_N[:, None] == clusters_N[None, :]) & clustered_N[None, :]
-    size_N = jnp.maximum(jnp.sum(same_NN, axis=1), 1).astype(rewards_N.dtype)
-    num_valid = jnp.sum(valid_N).astype(rewards_N.dtype)
-    diversity_N = (num_valid / size_N - 1) / jnp.maximum(num_valid - 1, 1)
-    return _center(rewards_N + weight * jnp.where(clustered_N, diversity_N, 0), valid_N)
+def _given_sets_advantages(objective, rewards_N, clusters_N, valid_N, sets_SM, reduce) -> Array:
+    usable_S = jnp.all(valid_N[sets_SM], axis=1)
+    set_advantages_S = center(_scores(objective, rewards_N, clusters_N, sets_SM), usable_S)
+    rows_S1 = jnp.arange(sets_SM.shape[0])[:, None]
+    member_SN = jnp.zeros((sets_SM.shape[0], rewards_N.shape[0]), bool).at[rows_S1, sets_SM].set(True)
+    # A sum over an axis, which XLA adds pairwise: a scatter-add of 1e4 sets loses 5e-6 in float32.
+    totals_N = jnp.sum(jnp.where(member_SN, set_advantages_S[:, None], 0), axis=0)
+    if reduce == "sum":
+        return totals_N
+    counts_N = jnp.sum(member_SN & usable_S[:, None], axis=0)
+    return totals_N / jnp.maximum(counts_N, 1).astype(rewards_N.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class SetAdvantage:
-    """Marginal advantages of a set objective, over all sets or over a sample of them.
+    """Marginal advantages of a set objective (Eq. 8), over all sets or over a sample of them.
 
     objective: a callable f(rewards_M, clusters_M) with attribute `set_size`.
-    num_sets: K sets drawn a prompt, uniformly without replacement; None uses all C(N, n).
+    num_sets: K sets drawn a prompt, uniformly without replacement, from its valid generations; None uses all C(N, n).
     reduce: "mean" or "sum" over the sets that hold a generation.
     """
 
@@ -225,8 +198,8 @@ class SetAdvantage:
     def check(self, num_generations: int) -> None:
         """Raises ValueError if groups of `num_generations` can carry no signal (Prop. 3.1: M = 0)."""
         set_size = getattr(self.objective, "set_size", None)
-        if set_size is None:
-            raise ValueError(f"objective {self.objective!r} needs an attribute set_size")
+        if not isinstance(set_size, int):
+            raise ValueError(f"objective {self.objective!r} needs an attribute set_size, an integer, got {set_size!r}")
         if not 1 <= set_size < num_generations:
             raise ValueError(
                 f"set_size must be at least 1 and less than num_generations = {num_generations} (a set of all "
@@ -234,63 +207,46 @@ class SetAdvantage:
             )
         num_all = math.comb(num_generations, set_size)
         if self.num_sets is None:
-            if not hasattr(self.objective, "conditional_means"):
+            if conditional_means_of(self.objective) is None:
                 _check_enumerable(self.objective, num_generations)
             if self.reduce == "sum":
-                _sets_per_generation(num_generations, set_size, jnp.asarray(num_generations), jnp.float32)
-        if self.num_sets is not None and not 2 <= self.num_sets <= num_all:
+                _sets_per_generation(num_generations, set_size, np.float32)
+        elif not 2 <= self.num_sets <= num_all:
             raise ValueError(
                 f"num_sets must be between 2 (one set has nothing to be compared with) and the "
                 f"C({num_generations}, {set_size}) = {num_all} sets there are, got {self.num_sets}"
             )
 
+    def _sets(self, key: Array, valid_N: Array) -> Array | None:
+        if self.num_sets is None:
+            return None
+        return sample_sets(key, valid_N.shape[0], self.objective.set_size, self.num_sets, valid_N)
+
     def __call__(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
-        sets_SM = None
-        if self.num_sets is not None:
-            sets_SM = sample_sets(key, rewards_N.shape[0], self.objective.set_size, self.num_sets)
+        sets_SM = self._sets(key, valid_N)
         return marginal_advantages(
             self.objective, rewards_N, clusters_N, sets_SM=sets_SM, valid_N=valid_N, reduce=self.reduce
         )
 
-    def diagnostics(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> dict[str, Array]:
-        """Scalars of one group for the log, over all sets; empty for an objective without closed form.
+    def diagnostics(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> dict[str, Array]:
+        """Scalars of one group for the log.
 
-        `objective`: E[f]. `term1`, `term2`: mean |.| over the valid generations of the two terms of Eq. 15, where
-        the objective has them (method `terms`).
+        `objective`: E[f] over all sets, where a closed form or enumeration gives it, else over the sampled ones.
+        `too_few_valid_frac`: 1 if fewer than n + 1 generations are valid, so that the group has no gradient.
+        `term1`, `term2`: mean |.| over the valid generations of the two terms of Eq. 15, over all sets, where the
+        objective has them (method `terms`).
         """
-        if not hasattr(self.objective, "conditional_means"):
-            return {}
-        rewards_N = jnp.where(valid_N, rewards_N, 0)
-        means_N = self.objective.conditional_means(rewards_N, clusters_N, valid_N)
-        scalars = {"objective": mean_of_valid(means_N, valid_N)}
-        if hasattr(self.objective, "terms"):
-            term1_N, term2_N = self.objective.terms(rewards_N, clusters_N, valid_N)
+        objective = self.objective
+        sets_SM = None if conditional_means_of(objective) is not None else self._sets(key, valid_N)
+        scalars = {
+            "objective": mean_over_sets(objective, rewards_N, clusters_N, sets_SM=sets_SM, valid_N=valid_N),
+            "too_few_valid_frac": (jnp.sum(valid_N) <= objective.set_size).astype(float),
+        }
+        if hasattr(objective, "terms"):
+            rewards_N, clusters_N, valid_N = checked_group(rewards_N, clusters_N, valid_N)
+            term1_N, term2_N = objective.terms(rewards_N, clusters_N, valid_N)
             scalars |= {
                 "term1": mean_of_valid(jnp.abs(term1_N), valid_N),
                 "term2": mean_of_valid(jnp.abs(term2_N), valid_N),
             }
         return scalars
-
-
-@dataclasses.dataclass(frozen=True)
-class GRPO:
-    """A_i = r_i - mean r."""
-
-    def check(self, num_generations: int) -> None:
-        """Every group of two or more can carry signal."""
-
-    def __call__(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
-        return grpo_advantages(rewards_N, valid_N=valid_N)
-
-
-@dataclasses.dataclass(frozen=True)
-class GRPODiv:
-    """GRPO with an additive diversity bonus. weight: lambda; the paper publishes none, 0.5 is its example."""
-
-    weight: float = 0.5
-
-    def check(self, num_generations: int) -> None:
-        """Every group of two or more can carry signal."""
-
-    def __call__(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
-        return grpo_div_advantages(rewards_N, clusters_N, self.weight, valid_N=valid_N)

@@ -42,11 +42,6 @@ def _avoidance(num_generations: int, set_size: int, num_valid: Array, dtype) -> 
     return table[0], table[1]
 
 
-def mean_of_valid(values_N: Array, valid_N: Array) -> Array:
-    """The mean over the valid generations; 0 if there is none."""
-    return jnp.sum(jnp.where(valid_N, values_N, 0)) / jnp.maximum(jnp.sum(valid_N), 1).astype(values_N.dtype)
-
-
 def mean_reward_means(rewards_N: Array, valid_N: Array, set_size: int) -> Array:
     """E[mean reward of G | i in G] = (r_i + (n - 1) * mean of the other valid rewards) / n, shape [N]."""
     num_valid = jnp.sum(valid_N)
@@ -71,6 +66,26 @@ def pass_means(rewards_N: Array, valid_N: Array, set_size: int) -> Array:
     return jnp.zeros_like(rewards_N).at[order].set(means)
 
 
+def _cluster_sizes(clusters_N: Array, valid_N: Array) -> tuple[Array, Array, Array]:
+    """Who shares a cluster, bool[N, N]; the size of each generation's cluster, int[N], 0 where it has none; and its
+    inverse, which sums to 1 over a cluster: a sum over generations becomes one over clusters.
+    """
+    clustered = valid_N & (clusters_N != DEGENERATE)
+    same_NN = (clusters_N[:, None] == clusters_N[None, :]) & clustered[:, None] & clustered[None, :]
+    size = jnp.sum(same_NN, axis=1)
+    return same_NN, size, jnp.where(size > 0, 1 / jnp.maximum(size, 1), 0)
+
+
+def distinct_means(clusters_N: Array, valid_N: Array, set_size: int, dtype) -> Array:
+    """E[number of clusters in G | i in G] = sum_c (1 - g_1(m_c)) + 1[i in a cluster] g_1(m of i's), shape [N].
+
+    A cluster is missed with chance g_1(m_c), except i's own, which never is.
+    """
+    _, size, per_member = _cluster_sizes(clusters_N, valid_N)
+    g1, _ = _avoidance(clusters_N.shape[0], set_size, jnp.sum(valid_N), dtype)
+    return jnp.sum(per_member.astype(dtype) * (1 - g1)[size]) + jnp.where(size > 0, g1[size], 0)
+
+
 def polychromic_means(
     rewards_N: Array, clusters_N: Array, valid_N: Array, set_size: int, require_distinct: bool
 ) -> Array:
@@ -93,17 +108,15 @@ def polychromic_means(
     g1, g2 = _avoidance(num_generations, set_size, num_valid, dtype)
     a1, a2 = 1 - g1, g2[0] - g2  # g_1(0) = 1
     r = jnp.where(valid_N, rewards_N, 0)
-    clustered = valid_N & (clusters_N != DEGENERATE)
-    same_NN = (clusters_N[:, None] == clusters_N[None, :]) & clustered[:, None] & clustered[None, :]
-    size = jnp.sum(same_NN, axis=1)  # m of i's cluster; 0 where degenerate or invalid
-    per_member = jnp.where(clustered, 1 / jnp.maximum(size, 1).astype(dtype), 0)  # sums to 1 over a cluster
+    same_NN, size, per_member = _cluster_sizes(clusters_N, valid_N)
+    clustered, per_member = size > 0, per_member.astype(dtype)
     # Plain sums, not a matrix product: on TPU and GPU a float32 product would be rounded to bfloat16 or TF32.
     own_cluster = jnp.sum(jnp.where(same_NN, r[None, :], 0), axis=1)
     others = jnp.sum(r) - r
     own_others = jnp.where(clustered, own_cluster - r, 0)
 
     avoid2 = jnp.where(clustered, g2[size], 0)
-    j_is_i = jnp.sum(per_member * a1[size]) + jnp.where(clustered, g1[size], 0)
+    j_is_i = jnp.sum(per_member * a1[size]) + jnp.where(clustered, g1[size], 0)  # E[number of clusters | i in G]
     neither = jnp.sum(per_member * a2[size]) + avoid2  # A_2, plus what i's own cluster adds
     weighted = r * avoid2
     means = r * j_is_i + others * neither + (jnp.sum(weighted) - weighted) - own_others * avoid2

@@ -37,7 +37,7 @@ def all_sets(num_generations: int, set_size: int) -> jax.Array:
     return jnp.asarray(_all_sets(num_generations, set_size))
 
 
-def sample_sets(key: jax.Array, num_generations: int, set_size: int, num_sets: int) -> jax.Array:
+def sample_sets(key: jax.Array, num_generations: int, set_size: int, num_sets: int, valid_N=None) -> jax.Array:
     """`num_sets` different sets, uniform without replacement, at any N and n.
 
     Sets are drawn independently until enough different ones are seen; the first occurrences of an i.i.d.
@@ -47,9 +47,11 @@ def sample_sets(key: jax.Array, num_generations: int, set_size: int, num_sets: i
     Args:
       key: typed PRNG key.
       num_generations, set_size, num_sets: N, n and K, Python integers.
+      valid_N: bool[N], the generations to draw from; None for all.
 
     Returns:
-      int32[K, M], each row increasing, rows in random order.
+      int32[K, M], each row increasing, rows in random order. Where fewer than K sets of valid generations exist,
+      these come first, all of them, and each row after them holds an invalid generation.
 
     Raises:
       ValueError: unless 1 <= set_size <= num_generations and 1 <= num_sets <= C(N, n).
@@ -61,17 +63,21 @@ def sample_sets(key: jax.Array, num_generations: int, set_size: int, num_sets: i
             f"num_sets must be between 1 and the C({num_generations}, {set_size}) = {num_all} sets there are, "
             f"got {num_sets}"
         )
+    valid_N = jnp.ones(num_generations, bool) if valid_N is None else jnp.asarray(valid_N, bool)
+    # For V = 0..N valid generations, the number of sets there are to find.
+    findable = np.array([min(math.comb(v, set_size), num_sets) for v in range(num_generations + 1)], np.int32)
+    num_wanted = jnp.asarray(findable)[jnp.sum(valid_N)]
 
     def draw(key):
         # The order of independent random words is a uniform permutation; two equal words among N are a matter of
-        # N^2 / 2^33, and then still differ from a uniform order by one swap only.
-        words = jax.random.bits(key, (2 * num_sets, num_generations))
-        order = jnp.argsort(words, axis=1)
+        # N^2 / 2^32, and then still differ from a uniform order by one swap only. Invalid generations come last.
+        words = jax.random.bits(key, (2 * num_sets, num_generations)) >> 1
+        order = jnp.argsort(jnp.where(valid_N, words, jnp.uint32(2**31)), axis=1)
         return jnp.sort(order[:, :set_size].astype(jnp.int32), axis=1)
 
     def cond(carry):
         _, num_kept, _ = carry
-        return num_kept < num_sets
+        return num_kept < num_wanted
 
     def body(carry):
         kept_KM, num_kept, key = carry
@@ -92,4 +98,5 @@ def sample_sets(key: jax.Array, num_generations: int, set_size: int, num_sets: i
     unfilled = num_generations + jnp.arange(num_sets, dtype=jnp.int32)
     start_KM = jnp.broadcast_to(unfilled[:, None], (num_sets, set_size))
     sets_KM, _, _ = jax.lax.while_loop(cond, body, (start_KM, jnp.zeros((), int), key))
-    return sets_KM
+    # A row can only be left over where generations are invalid; the first of them marks it.
+    return jnp.where(sets_KM < num_generations, sets_KM, jnp.argmin(valid_N).astype(jnp.int32))

@@ -1,15 +1,18 @@
 """Objectives of a set: functions f(rewards_M, clusters_M) -> scalar.
 
 An objective is a frozen dataclass: config value, callable and static jit argument at once. Any callable of this
-shape is one too. If it also has `conditional_means`, all-subset means need no enumeration.
+shape is one too. If it also has `conditional_means`, all-subset means need no enumeration. docs/objectives.md lists
+them all, with sources and derivations.
 """
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 
 from polyepo_jax.sets import closed_form
+from polyepo_jax.sets.group import mean_of_valid
 from polyepo_jax.types import DEGENERATE, Array
 
 
@@ -19,6 +22,15 @@ class Objective(Protocol):
     def __call__(self, rewards_M: Array, clusters_M: Array) -> Array: ...
 
 
+# (rewards_N, clusters_N, valid_N) -> E[f(G) | i in G] over all subsets of the valid generations, [N].
+ConditionalMeans = Callable[[Array, Array, Array], Array]
+
+
+def conditional_means_of(objective: Any) -> ConditionalMeans | None:
+    """The objective's closed form, None where it has none."""
+    return getattr(objective, "conditional_means", None)
+
+
 def num_distinct(clusters_M: Array) -> Array:
     """Number of different non-degenerate cluster ids, an int scalar; ids are arbitrary int32."""
     size = clusters_M.shape[0]
@@ -26,6 +38,12 @@ def num_distinct(clusters_M: Array) -> Array:
     earlier_MM = jnp.arange(size)[:, None] > jnp.arange(size)[None, :]
     seen_before_M = jnp.any(same_MM & earlier_MM, axis=1)
     return jnp.sum((clusters_M != DEGENERATE) & ~seen_before_M)
+
+
+def cluster_sizes(clusters_M: Array) -> Array:
+    """Number of members in each member's cluster, int[M]; 0 for degenerate members."""
+    same_MM = clusters_M[:, None] == clusters_M[None, :]
+    return jnp.where(clusters_M != DEGENERATE, jnp.sum(same_MM, axis=1), 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +84,16 @@ class Polychromic(_SetObjective):
         """
 
         def mean(values_N):
-            return closed_form.mean_of_valid(values_N, valid_N)
+            return mean_of_valid(values_N, valid_N)
 
         both_N = self.conditional_means(rewards_N, clusters_N, valid_N)
         # With every reward 1 the objective is the diversity alone, indicator included.
         diversity_N = self.conditional_means(jnp.ones_like(rewards_N), clusters_N, valid_N)
         reward_N = closed_form.mean_reward_means(rewards_N, valid_N, self.set_size)
-        term1_N = jnp.where(valid_N, reward_N * diversity_N - mean(reward_N) * mean(diversity_N), 0)
-        return term1_N, jnp.where(valid_N, both_N - mean(both_N), 0) - term1_N
+        # Up to n valid generations there is at most one set, with nothing to compare it with.
+        compared_N = valid_N & (jnp.sum(valid_N) > self.set_size)
+        term1_N = jnp.where(compared_N, reward_N * diversity_N - mean(reward_N) * mean(diversity_N), 0)
+        return term1_N, jnp.where(compared_N, both_N - mean(both_N), 0) - term1_N
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,3 +116,141 @@ class PassAtN(_SetObjective):
 
     def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
         return closed_form.pass_means(rewards_N, valid_N, self.set_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Worst(_SetObjective):
+    """f(G) = min_{i in G} r_i: with 0/1 rewards, whether all members are correct (pass^n). It averts risk."""
+
+    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+        return jnp.min(rewards_M)
+
+    def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
+        return -closed_form.pass_means(-rewards_N, valid_N, self.set_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diversity(_SetObjective):
+    """f(G) = (distinct clusters in G) / n (Eq. 11), whatever the rewards."""
+
+    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+        return (num_distinct(clusters_M) / clusters_M.shape[0]).astype(rewards_M.dtype)
+
+    def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
+        return closed_form.distinct_means(clusters_N, valid_N, self.set_size, rewards_N.dtype) / self.set_size
+
+
+@dataclasses.dataclass(frozen=True)
+class DistinctCorrect(Diversity):
+    """f(G) = (distinct clusters among the members of G with reward > 0) / n: strategies count when they succeed."""
+
+    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+        return super().__call__(rewards_M, self._correct(rewards_M, clusters_M))
+
+    def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
+        return super().conditional_means(rewards_N, self._correct(rewards_N, clusters_N), valid_N)
+
+    @staticmethod
+    def _correct(rewards: Array, clusters: Array) -> Array:
+        return jnp.where(rewards > 0, clusters, DEGENERATE)
+
+
+def _mean_reward_where(chosen_M: Array, rewards_M: Array) -> Array:
+    """The mean reward of the chosen members, 0 where there is none."""
+    total = jnp.sum(jnp.where(chosen_M, rewards_M, 0))
+    return total / jnp.maximum(jnp.sum(chosen_M), 1).astype(rewards_M.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class MajorityAtN(_SetObjective):
+    """f(G) = mean reward of the largest cluster in G; tied clusters are averaged, degenerates alone score 0.
+
+    With answers as clusters and 0/1 rewards, E[f] is majority@n. It has no closed form in O(N^2).
+    """
+
+    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+        size_M = cluster_sizes(clusters_M)
+        # Tied clusters are of equal size: the mean of their means is that of their members.
+        return _mean_reward_where((size_M > 0) & (size_M == jnp.max(size_M)), rewards_M)
+
+
+@dataclasses.dataclass(frozen=True)
+class Minority(_SetObjective):
+    """f(G) = mean reward of the smallest cluster in G; tied clusters are averaged, degenerates alone score 0.
+
+    It pays for the success of rare strategies. It has no closed form in O(N^2).
+    """
+
+    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+        size_M = cluster_sizes(clusters_M)
+        smallest = jnp.min(jnp.where(size_M > 0, size_M, clusters_M.shape[0] + 1))
+        return _mean_reward_where(size_M == smallest, rewards_M)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Combination:
+    """parts: objectives of one set_size, as a tuple."""
+
+    parts: tuple[Any, ...]
+
+    def __post_init__(self):
+        sizes = [getattr(part, "set_size", None) for part in self.parts] if isinstance(self.parts, tuple) else []
+        if len(set(sizes)) != 1 or None in sizes:
+            raise ValueError(
+                f"{type(self).__name__} takes a tuple of objectives that all have the same set_size, got {self.parts!r}"
+            )
+
+    @property
+    def set_size(self) -> int:
+        """n, that of every part."""
+        return self.parts[0].set_size
+
+    def _values(self, rewards_M: Array, clusters_M: Array) -> list[Array]:
+        return [jnp.asarray(part(rewards_M, clusters_M)).astype(rewards_M.dtype) for part in self.parts]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(_Combination):
+    """f(G) = sum_k w_k f_k(G).
+
+    parts: f_k, a tuple of objectives of one set_size.
+    weights: w_k; None for 1 each.
+    """
+
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.weights is not None and len(self.weights) != len(self.parts):
+            raise ValueError(f"Sum takes a weight for each of its {len(self.parts)} parts, got {self.weights!r}")
+
+    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+        return self._weighted(self._values(rewards_M, clusters_M))
+
+    def _weighted(self, values):
+        return sum(w * value for w, value in zip(self.weights or [1] * len(self.parts), values, strict=True))
+
+    @property
+    def conditional_means(self) -> ConditionalMeans | None:
+        """Means are linear: there is a closed form where every part has one."""
+        forms = [conditional_means_of(part) for part in self.parts]
+        if any(form is None for form in forms):
+            return None
+        return lambda *group: self._weighted([form(*group) for form in forms if form is not None])
+
+
+@dataclasses.dataclass(frozen=True)
+class Product(_Combination):
+    """f(G) = prod_k f_k(G); Product((MeanReward(n), Diversity(n))) is Polychromic(n).
+
+    Closed forms of the parts give none of the product, whose factors are not independent: all sets are enumerated, or
+    some are sampled. A subclass may bring its own `conditional_means`.
+
+    parts: f_k, a tuple of objectives of one set_size.
+    """
+
+    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+        first, *others = self._values(rewards_M, clusters_M)
+        for value in others:
+            first = first * value
+        return first

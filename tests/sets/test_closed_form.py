@@ -297,6 +297,8 @@ def test_the_two_terms_of_equation_15(require_distinct):
             np.testing.assert_allclose(terms, expected, atol=1e-12)
             advantages = marginal_advantages(objective, rewards, clusters, valid_N=valid)
             np.testing.assert_allclose(terms[0] + terms[1], advantages, atol=1e-12)
-            scalars = SetAdvantage(objective).diagnostics(*map(jnp.asarray, (rewards, clusters, valid)))
+            scalars = SetAdvantage(objective).diagnostics(
+                jax.random.key(0), *map(jnp.asarray, (rewards, clusters, valid))
+            )
             assert float(scalars["objective"]) == pytest.approx((reward * diversity).mean())
             assert float(scalars["term1"]) == pytest.approx(np.abs(expected[0, valid]).mean())
