@@ -73,9 +73,11 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
     where = path or "the config"
     if isinstance(value, dict) and set(value) == {"function"}:
         return _resolve(value["function"], where)
-    if isinstance(value, list) and (hint is Any or typing.get_origin(hint) is tuple):
-        value = tuple(from_json(item, Any, f"{path}[{index}]") for index, item in enumerate(value))
-        return _checked_leaf(value, hint, where)
+    if isinstance(value, list):
+        # JSON has no tuples, and a config that serves as a key of caches has no lists.
+        make = list if typing.get_origin(hint) is list else tuple
+        items = make(from_json(item, Any, f"{path}[{index}]") for index, item in enumerate(value))
+        return _checked_leaf(items, hint, where)
     cls: Any = hint
     if isinstance(value, dict) and "class" in value:
         cls = _resolve(str(value["class"]), where)

@@ -7,12 +7,20 @@ from pathlib import Path
 import pytest
 
 from polyepo_jax import run_directory
-from polyepo_jax.config import Config, EvaluationConfig, SFTConfig
+from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, SFTConfig
 from polyepo_jax.config_files import from_json, load, override, to_json
 from polyepo_jax.errors import InputError
-from polyepo_jax.sets import GRPO, GRPODiv, Polychromic, SetAdvantage
+from polyepo_jax.sets import GRPO, Diversity, GRPODiv, MeanReward, Polychromic, Product, SetAdvantage, Sum, Worst
 from polyepo_jax.sharding import MeshConfig
 from tests.tiny import rl_config, sft_config
+
+
+def spread(rewards_M, clusters_M):
+    """An objective that is a plain function."""
+    return rewards_M.max() - rewards_M.min()
+
+
+spread.set_size = 3
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -55,6 +63,15 @@ def test_overrides_reach_every_depth():
     assert override(rl_config(), [], "program") == rl_config()
 
 
+def test_combined_objectives_are_config_values(tmp_path):
+    objective = Sum((MeanReward(3), Product((Diversity(3), Worst(3))), spread), weights=(1, 0.5, 0.25))
+    config = rl_config(algorithm=AlgorithmConfig(SetAdvantage(objective)))
+    assert from_json(json.loads(json.dumps(to_json(config))), Config) == config
+    assert hash(from_json(to_json(config), Config).algorithm.advantage) == hash(config.algorithm.advantage)
+    changed = override(config, ["--algorithm.advantage.objective.weights", "1", "2", "3"], "program")
+    assert changed.algorithm.advantage.objective == dataclasses.replace(objective, weights=(1, 2, 3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -74,6 +91,12 @@ def test_overrides_reach_every_depth():
         (["--algorithm.advantage.num-sets", "7"], r"C\(4, 2\) = 6 sets there are, got 7"),
         (["--algorithm.mini-batch-size", "3"], r"mini_batch_size \(3 prompts\) must divide prompts_per_step \(4\)"),
         (["--algorithm.micro-batch-size", "5"], r"micro_batch_size \(5 generations\) must divide"),
+        (["--algorithm.max-prompt-batches", "0"], r"max_prompt_batches must be at least 1, got 0"),
+        (["--algorithm.skip-zero-advantage", "True"], r"set algorithm.micro_batch_size to less than .* 16 generations"),
+        (
+            ["--algorithm.skip-zero-advantage=True", "--algorithm.micro-batch-size=4", "--algorithm.loss.beta=0.1"],
+            r"skip_zero_advantage needs algorithm.loss.beta = 0, got 0.1",
+        ),
         (["--sampling.top-p", "0"], r"top_p must be in \(0, 1\]"),
         (["--model.vocab-size", "10"], r"model.vocab_size \(10\) must be at least the tokenizer's, 16"),
         (["--save-interval-steps", "0"], r"save_interval_steps must be at least 1"),
