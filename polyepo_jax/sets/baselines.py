@@ -68,8 +68,8 @@ def grpo_div_advantages(rewards_N, clusters_N, weight: float, *, valid_N=None) -
 class GRPO:
     """A_i = r_i - mean r, divided by the group's standard deviation where that is asked for.
 
-    divide_by_std: A_i = (r_i - mean r) / (std r + 1e-6), as GRPO was published (Shao et al. 2024, arXiv:2402.03300,
-      Section 4.1.2), std with N - 1 in its denominator as in the common implementations. Dr. GRPO (Liu et al. 2025,
+    divide_by_std: A_i = (r_i - mean r) / (std r + 1e-6), as GRPO was published (Shao et al. 2024, arXiv:2402.03300),
+      std with N - 1 in its denominator as in the common implementations. Dr. GRPO (Liu et al. 2025,
       arXiv:2503.20783) and Poly-EPO leave it out: it weighs a prompt by how sure the policy is of it.
     """
 
@@ -103,7 +103,7 @@ class GRPODiv:
 
 @dataclasses.dataclass(frozen=True)
 class LeaveOneOut:
-    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740, Section 2.3): A_i = r_i - mean of the other rewards.
+    """RLOO (Ahmadian et al. 2024, arXiv:2402.14740): A_i = r_i - mean of the other rewards.
 
     That is N / (N - 1) times GRPO's without the standard deviation.
     """

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 
 from polyepo_jax.sets import closed_form
-from polyepo_jax.sets.group import mean_of_valid
+from polyepo_jax.sets.group import float_rewards, mean_of_valid
 from polyepo_jax.types import DEGENERATE, Array
 
 
@@ -46,8 +46,18 @@ def cluster_sizes(clusters_M: Array) -> Array:
     return jnp.where(clusters_M != DEGENERATE, jnp.sum(same_MM, axis=1), 0)
 
 
+class _Scored:
+    """Objectives are called with arrays of any kind, NumPy's too, and with rewards of any number type."""
+
+    def __call__(self, rewards_M, clusters_M) -> Array:
+        return self._score(float_rewards(rewards_M), jnp.asarray(clusters_M))
+
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True)
-class _SetObjective:
+class _SetObjective(_Scored):
     """set_size: n, the number of members of a set, at least 1."""
 
     set_size: int = 4
@@ -68,7 +78,7 @@ class Polychromic(_SetObjective):
 
     require_distinct: bool = False
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         distinct = num_distinct(clusters_M)
         value = jnp.mean(rewards_M) * (distinct / clusters_M.shape[0]).astype(rewards_M.dtype)
         return jnp.where(distinct >= 2, value, 0) if self.require_distinct else value
@@ -100,7 +110,7 @@ class Polychromic(_SetObjective):
 class MeanReward(_SetObjective):
     """f(G) = mean_{i in G} r_i. Its advantages are (N - n) / (n (N - 1)) times GRPO's without the std."""
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         return jnp.mean(rewards_M)
 
     def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
@@ -111,7 +121,7 @@ class MeanReward(_SetObjective):
 class PassAtN(_SetObjective):
     """f(G) = max_{i in G} r_i: with 0/1 rewards, whether any member is correct, so that E[f] is pass@n."""
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         return jnp.max(rewards_M)
 
     def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
@@ -122,7 +132,7 @@ class PassAtN(_SetObjective):
 class Worst(_SetObjective):
     """f(G) = min_{i in G} r_i: with 0/1 rewards, whether all members are correct (pass^n). It averts risk."""
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         return jnp.min(rewards_M)
 
     def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
@@ -133,7 +143,7 @@ class Worst(_SetObjective):
 class Diversity(_SetObjective):
     """f(G) = (distinct clusters in G) / n (Eq. 11), whatever the rewards."""
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         return (num_distinct(clusters_M) / clusters_M.shape[0]).astype(rewards_M.dtype)
 
     def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
@@ -144,8 +154,8 @@ class Diversity(_SetObjective):
 class DistinctCorrect(Diversity):
     """f(G) = (distinct clusters among the members of G with reward > 0) / n: strategies count when they succeed."""
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
-        return super().__call__(rewards_M, self._correct(rewards_M, clusters_M))
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
+        return super()._score(rewards_M, self._correct(rewards_M, clusters_M))
 
     def conditional_means(self, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
         return super().conditional_means(rewards_N, self._correct(rewards_N, clusters_N), valid_N)
@@ -168,7 +178,7 @@ class MajorityAtN(_SetObjective):
     With answers as clusters and 0/1 rewards, E[f] is majority@n. It has no closed form in O(N^2).
     """
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         size_M = cluster_sizes(clusters_M)
         # Tied clusters are of equal size: the mean of their means is that of their members.
         return _mean_reward_where((size_M > 0) & (size_M == jnp.max(size_M)), rewards_M)
@@ -181,14 +191,14 @@ class Minority(_SetObjective):
     It pays for the success of rare strategies. It has no closed form in O(N^2).
     """
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         size_M = cluster_sizes(clusters_M)
         smallest = jnp.min(jnp.where(size_M > 0, size_M, clusters_M.shape[0] + 1))
         return _mean_reward_where(size_M == smallest, rewards_M)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Combination:
+class _Combination(_Scored):
     """parts: objectives of one set_size, as a tuple."""
 
     parts: tuple[Any, ...]
@@ -224,7 +234,7 @@ class Sum(_Combination):
         if self.weights is not None and len(self.weights) != len(self.parts):
             raise ValueError(f"Sum takes a weight for each of its {len(self.parts)} parts, got {self.weights!r}")
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         return self._weighted(self._values(rewards_M, clusters_M))
 
     def _weighted(self, values):
@@ -249,7 +259,7 @@ class Product(_Combination):
     parts: f_k, a tuple of objectives of one set_size.
     """
 
-    def __call__(self, rewards_M: Array, clusters_M: Array) -> Array:
+    def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         first, *others = self._values(rewards_M, clusters_M)
         for value in others:
             first = first * value
