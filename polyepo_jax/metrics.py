@@ -59,7 +59,7 @@ def rollout_metrics(rollouts: Rollouts, grades: Grades, advantages_PN: np.ndarra
         "clusters/distinct_correct": _mean(np.array([_num_distinct(c[r]) for c, _, r in groups])),
         "clusters/effective": _mean(np.array([_effective_number(c[v]) for c, v, _ in groups])),
         "clusters/degenerate_frac": _mean(clusters_PN[valid_PN] == DEGENERATE),
-        "advantages/nonzero_frac": _mean(np.asarray(has_signal(advantages_PN))),
+        "advantages/nonzero_frac": _mean(has_signal(advantages_PN)),
         "advantages/positive_frac_correct": _mean(advantages_PN[correct_PN] >= SIGNAL_THRESHOLD),
         "advantages/positive_frac_incorrect": _mean(advantages_PN[incorrect_PN] >= SIGNAL_THRESHOLD),
         "completions/mean_length": _mean(mask_PNT.sum(axis=2)),

@@ -236,12 +236,14 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 draws.append(draw(config, session, session.next_prompts(), step_key, len(draws)))
                 groups = keep_informative(groups, draws[-1].groups)
 
+            # Asked before the update is dispatched, which every later question to the devices would wait for.
+            informative_frac = num_informative(groups) / config.prompts_per_step
             rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
             session.state, stats = train_step(update, session.state, rows, session.reference_params)
             metrics = summarize(draws)
             if algorithm.max_prompt_batches > 1:
                 metrics["dynamic_sampling/prompt_batches"] = float(len(draws))
-                metrics["dynamic_sampling/informative_frac"] = num_informative(groups) / config.prompts_per_step
+                metrics["dynamic_sampling/informative_frac"] = informative_frac
             session.defer(step + 1, stats, metrics)
             session.write_samples(step + 1, draws[0].samples())
             failures = [line for d in draws for line in d.failures]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, read_lines, rollout_metrics
+from polyepo_jax.sets import has_signal
 from polyepo_jax.types import Grades, Rollouts
 
 
@@ -111,3 +112,9 @@ def test_wandb_missing_is_said(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install 'polyepo-jax\[wandb\]'"):
         WeightsAndBiases("project", tmp_path, {})
+
+
+def test_metrics_of_the_host_do_not_wait_for_the_devices():
+    # A question to JAX would queue behind the update that was just dispatched.
+    assert type(has_signal(np.ones((2, 3)))) is np.ndarray
+    np.testing.assert_array_equal(has_signal(np.array([[0, 1e-7], [0, -1e-6], [np.nan, 0]])), [False, True, True])

@@ -1,7 +1,8 @@
 """One prompt's group of generations: arrays checked, means over the valid ones, what counts as signal."""
 
+from typing import Any
+
 import jax.numpy as jnp
-import numpy as np
 
 from polyepo_jax.types import Array
 
@@ -45,9 +46,10 @@ def center(values_N: Array, valid_N: Array) -> Array:
     return jnp.where(valid_N, values_N - mean_of_valid(values_N, valid_N), 0)
 
 
-def has_signal(advantages_N: Array | np.ndarray) -> Array:
+def has_signal(advantages_N: Any) -> Any:
     """Whether any |A| of a group reaches SIGNAL_THRESHOLD; NaN counts as signal, so that it is found, not dropped.
 
     The spread of the rewards says nothing of it: an all-correct group can carry signal. Last axis: the group's.
+    The answer for NumPy arrays is one, so that asking does not wait for the devices.
     """
-    return ~jnp.all(jnp.abs(advantages_N) < SIGNAL_THRESHOLD, axis=-1)
+    return ~(abs(advantages_N) < SIGNAL_THRESHOLD).all(axis=-1)
