@@ -109,7 +109,8 @@ def test_loss_is_the_formula_on_a_full_forward(params, loss, sampling):
     assert int(sums["tokens"]) == mask.sum()
 
 
-@pytest.mark.parametrize("loss", [PolicyLoss(), PolicyLoss(denominator="completion_length"), SupervisedLoss()])
+# PolicyLoss() itself: tests/test_sharded_update.py, on five meshes.
+@pytest.mark.parametrize("loss", [PolicyLoss(denominator="completion_length"), SupervisedLoss()])
 def test_value_and_gradient_do_not_depend_on_micro_batches(loss):
     # In float64 the only differences are of summation order.
     with jax.enable_x64(True):

@@ -118,8 +118,8 @@ class LeaveOneOut:
 class MaxRL:
     """Maximum-likelihood RL (arXiv:2602.02710): A_i = (r_i - mean r) / (mean r + 1e-6), for rewards of at least 0.
 
-    With 0/1 rewards the gradient approaches that of log p instead of p, p being the chance of success: hard prompts
-    weigh more. A group with a negative reward has no such meaning: its advantages are NaN, so that the update
+    With 0/1 rewards the expected gradient is N times that of the first N - 1 terms of log p = -sum_k (1 - p)^k / k, p
+    being the chance of success, where GRPO follows p: hard prompts weigh more. A group with a negative reward has no such meaning: its advantages are NaN, so that the update
     is skipped and counted.
     """
 

@@ -34,6 +34,49 @@ def best_reward(rewards, clusters):
     return max(rewards)
 
 
+def worst_reward(rewards, clusters):
+    return min(rewards)
+
+
+def diversity(rewards, clusters):
+    """Eq. 11."""
+    return Fraction(distinct(clusters), len(clusters))
+
+
+def distinct_correct(rewards, clusters):
+    return Fraction(distinct([c for r, c in zip(rewards, clusters, strict=True) if r > 0]), len(clusters))
+
+
+def _cluster_of_size(choose, rewards, clusters):
+    """Mean reward of the cluster whose size `choose` picks; of several such clusters, the mean of their means."""
+    members = {}
+    for reward, cluster in zip(rewards, clusters, strict=True):
+        if cluster != DEGENERATE:
+            members.setdefault(cluster, []).append(reward)
+    if not members:
+        return Fraction(0)
+    size = choose(len(own) for own in members.values())
+    means = [sum(own) / Fraction(size) for own in members.values() if len(own) == size]
+    return sum(means) / len(means)
+
+
+def majority(rewards, clusters):
+    return _cluster_of_size(max, rewards, clusters)
+
+
+def minority(rewards, clusters):
+    return _cluster_of_size(min, rewards, clusters)
+
+
+def weighted_sum(*terms):
+    """sum_k w_k f_k of the pairs (w_k, f_k)."""
+    return lambda rewards, clusters: sum(Fraction(w) * f(rewards, clusters) for w, f in terms)
+
+
+def product(*parts):
+    return lambda rewards, clusters: math.prod((f(rewards, clusters) for f in parts), start=Fraction(1))
+
+
 def advantages(f, rewards, clusters, set_size=None, *, sets=None, valid=None, reduce="mean"):
     """Eq. 8 as it reads: a list of Fractions, over `sets` or over all subsets of the valid generations."""
     everyone = range(len(rewards))
@@ -56,9 +99,78 @@ def advantages(f, rewards, clusters, set_size=None, *, sets=None, valid=None, re
     return result
 
 
+def mean_over_sets(f, rewards, clusters, set_size=None, *, sets=None, valid=None):
+    """E[f] over `sets` or over all subsets of the valid generations; 0 where there is none."""
+    valid = [True] * len(rewards) if valid is None else valid
+    sets = itertools.combinations(range(len(rewards)), set_size) if sets is None else sets
+    scores = [
+        Fraction(f([Fraction(float(rewards[i])) for i in group], [int(clusters[i]) for i in group]))
+        for group in sets
+        if all(valid[i] for i in group)
+    ]
+    return sum(scores, Fraction(0)) / max(len(scores), 1)
+
+
+def two_terms(rewards, clusters, set_size, *, valid=None, require_distinct=False):
+    """Eq. 15: the two parts of each polychromic advantage over all sets, 0 where not valid; two lists of Fractions."""
+    everyone = [i for i in range(len(rewards)) if valid is None or valid[i]]
+    exact = {i: Fraction(float(rewards[i])) for i in everyone}
+    scored = []
+    for group in itertools.combinations(everyone, set_size):
+        num_clusters = distinct([int(clusters[i]) for i in group])
+        counts = num_clusters >= 2 or not require_distinct
+        scored.append((group, sum(exact[i] for i in group) / set_size, Fraction(num_clusters * counts, set_size)))
+
+    def product_and_covariance(sets):
+        reward, diversity, both = (
+            sum(values) / len(sets) for values in zip(*((r, d, r * d) for _, r, d in sets), strict=True)
+        )
+        return reward * diversity, both - reward * diversity
+
+    terms = [[Fraction(0)] * len(rewards) for _ in range(2)]
+    if len(scored) > 1:
+        over_all = product_and_covariance(scored)
+        for i in everyone:
+            own = product_and_covariance([s for s in scored if i in s[0]])
+            for term, mine, all_sets in zip(terms, own, over_all, strict=True):
+                term[i] = mine - all_sets
+    return terms
+
+
+# Baselines: lists of exact numbers for the generations given, all of which are valid.
+
+EPSILON = Fraction(1, 10**6)
+
+
 def grpo(rewards):
     exact = [Fraction(float(r)) for r in rewards]
     return [r - sum(exact) / len(exact) for r in exact]
+
+
+def grpo_by_std(rewards):
+    """(r - mean r) / (std r + 1e-6), std with N - 1; 0 for equal rewards. Floats: a root is not rational."""
+    centered = grpo(rewards)
+    if not any(centered):
+        return [0.0] * len(centered)
+    std = math.sqrt(sum(a * a for a in centered) / (len(centered) - 1))
+    return [float(a) / (std + float(EPSILON)) for a in centered]
+
+
+def leave_one_out(rewards):
+    """r_i - mean of the others; 0 where there are none."""
+    exact = [Fraction(float(r)) for r in rewards]
+    if len(exact) == 1:
+        return [Fraction(0)]
+    return [r - (sum(exact) - r) / (len(exact) - 1) for r in exact]
+
+
+def max_rl(rewards):
+    """(r - mean r) / (mean r + 1e-6); NaN throughout a group with a negative reward."""
+    exact = [Fraction(float(r)) for r in rewards]
+    if min(exact) < 0:
+        return [math.nan] * len(exact)
+    mean = sum(exact) / len(exact)
+    return [(r - mean) / (mean + EPSILON) for r in exact]
 
 
 def grpo_div(rewards, clusters, weight):
