@@ -107,6 +107,17 @@ def _scores(objective, rewards_N: Array, clusters_N: Array, sets_SM: Array) -> A
     return jax.lax.map(score, sets_SM, batch_size=_SETS_AT_A_TIME)
 
 
+def _closed_form(objective, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:
+    """E[f | i in G], [N]; of an objective that has a closed form."""
+    means_N = jnp.asarray(objective.conditional_means(rewards_N, clusters_N, valid_N))
+    if means_N.shape != rewards_N.shape:
+        raise ValueError(
+            f"conditional_means of objective {objective!r} must be one number for each of the {rewards_N.shape[0]} "
+            f"generations, got shape {list(means_N.shape)}"
+        )
+    return means_N
+
+
 def mean_over_sets(objective: Any, rewards_N, clusters_N, *, sets_SM=None, valid_N=None) -> Array:
     """E[f]: the mean of an objective over the sets of a prompt, all of them or those given; a scalar.
 
@@ -115,7 +126,8 @@ def mean_over_sets(objective: Any, rewards_N, clusters_N, *, sets_SM=None, valid
     rewards_N, clusters_N, valid_N = checked_group(rewards_N, clusters_N, valid_N)
     sets_SM = _sets_to_score(objective, rewards_N.shape[0], sets_SM)
     if sets_SM is None:
-        return mean_of_valid(objective.conditional_means(rewards_N, clusters_N, valid_N), valid_N)
+        mean = mean_of_valid(_closed_form(objective, rewards_N, clusters_N, valid_N), valid_N)
+        return jnp.where(jnp.sum(valid_N) >= objective.set_size, mean, 0)
     usable_S = jnp.all(valid_N[sets_SM], axis=1)
     return mean_of_valid(_scores(objective, rewards_N, clusters_N, sets_SM), usable_S)
 
@@ -157,7 +169,7 @@ def marginal_advantages(
 
 def _all_subsets_advantages(objective, rewards_N, clusters_N, valid_N, reduce) -> Array:
     num_generations, num_valid = rewards_N.shape[0], jnp.sum(valid_N)
-    advantages_N = center(objective.conditional_means(rewards_N, clusters_N, valid_N), valid_N)
+    advantages_N = center(_closed_form(objective, rewards_N, clusters_N, valid_N), valid_N)
     if reduce == "sum":
         counts = _sets_per_generation(num_generations, objective.set_size, rewards_N.dtype)
         advantages_N = advantages_N * jnp.asarray(counts, rewards_N.dtype)[num_valid]

@@ -8,7 +8,7 @@ import math
 
 import jax.numpy as jnp
 
-from polyepo_jax.sets.group import SIGNAL_THRESHOLD, center, checked_group, float_rewards, mean_of_valid
+from polyepo_jax.sets.group import center, checked_group, float_rewards, mean_of_valid
 from polyepo_jax.types import DEGENERATE, Array
 
 # Added to what a baseline divides by.
@@ -81,10 +81,7 @@ class GRPO:
         if not self.divide_by_std:
             return centered_N
         degrees = jnp.maximum(jnp.sum(valid_N) - 1, 1).astype(rewards_N.dtype)
-        std = jnp.sqrt(jnp.sum(centered_N**2) / degrees)
-        # Equal rewards have a spread of rounding errors alone, which a division would make into signal.
-        rounding = SIGNAL_THRESHOLD * jnp.maximum(jnp.max(jnp.abs(rewards_N)), 1)
-        return jnp.where(jnp.max(jnp.abs(centered_N)) > rounding, centered_N / (std + EPSILON), 0)
+        return centered_N / (jnp.sqrt(jnp.sum(centered_N**2) / degrees) + EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +115,9 @@ class LeaveOneOut:
 class MaxRL:
     """Maximum-likelihood RL (arXiv:2602.02710): A_i = (r_i - mean r) / (mean r + 1e-6), for rewards of at least 0.
 
-    With 0/1 rewards the expected gradient is N times that of the first N - 1 terms of log p = -sum_k (1 - p)^k / k, p
-    being the chance of success, where GRPO follows p: hard prompts weigh more. A group with a negative reward has no such meaning: its advantages are NaN, so that the update
-    is skipped and counted.
+    With 0/1 rewards, p being the chance of success, the expected gradient is N times that of the first N - 1 terms of
+    log p = -sum_k (1 - p)^k / k, where GRPO follows p: hard prompts weigh more. A group with a negative reward has no
+    such meaning: its advantages are NaN, so that the update is skipped and counted.
     """
 
     def __call__(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array:

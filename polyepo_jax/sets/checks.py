@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyepo_jax.sets.advantages import SetAdvantage, marginal_advantages
+from polyepo_jax.sets.advantages import SetAdvantage, marginal_advantages, mean_over_sets
 from polyepo_jax.sets.construct import all_sets
 from polyepo_jax.sets.objectives import conditional_means_of
 from polyepo_jax.types import DEGENERATE
@@ -38,10 +38,14 @@ def _same(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _tried(what: str, function: Any, *arguments: Any) -> np.ndarray:
     """The results on all trials; the user's code may raise anything."""
     try:
-        return np.asarray(jax.jit(jax.vmap(function))(*arguments))
+        result = jax.jit(jax.vmap(function))(*arguments)
     except Exception as error:
         (first_line, *_) = str(error).splitlines() or [""]
         raise ValueError(f"{what} failed under jax.jit and jax.vmap: {type(error).__name__}: {first_line}") from error
+    if not isinstance(result, jax.Array) or jnp.iscomplexobj(result):
+        kind = "complex numbers" if isinstance(result, jax.Array) else f"a {type(result).__name__}"
+        raise ValueError(f"{what} must return an array of real numbers, got {kind}")
+    return np.asarray(result, float)
 
 
 def _listed(array: np.ndarray) -> list:
@@ -91,9 +95,12 @@ def _check_closed_form(objective: Any, num_generations: int) -> None:
 
     def both(rewards_N, clusters_N, valid_N):
         group = objective, rewards_N, clusters_N
-        closed_form = marginal_advantages(*group, valid_N=valid_N)
-        enumerated = marginal_advantages(*group, valid_N=valid_N, sets_SM=sets_SM)
-        return jnp.stack([closed_form, enumerated])
+        results = []
+        for chosen in (None, sets_SM):
+            advantages_N = marginal_advantages(*group, valid_N=valid_N, sets_SM=chosen)
+            mean = mean_over_sets(*group, valid_N=valid_N, sets_SM=chosen)
+            results.append(jnp.append(advantages_N, mean))
+        return jnp.stack(results)
 
     name = f"conditional_means of objective {objective!r}"
     closed_form, enumerated = np.moveaxis(_tried(name, both, rewards, clusters, valid), 1, 0)
@@ -101,8 +108,8 @@ def _check_closed_form(objective: Any, num_generations: int) -> None:
         trial, _ = np.unravel_index(np.argmax(np.abs(closed_form - enumerated)), closed_form.shape)
         raise ValueError(
             f"{name} are not its means over all sets: for rewards {_listed(rewards[trial])}, cluster ids "
-            f"{clusters[trial].tolist()} and valid {valid[trial].tolist()} they give the advantages "
-            f"{_listed(closed_form[trial])}, enumeration gives {_listed(enumerated[trial])}"
+            f"{clusters[trial].tolist()} and valid {valid[trial].tolist()} they give advantages "
+            f"and E[f] {_listed(closed_form[trial])}, enumeration gives {_listed(enumerated[trial])}"
         )
 
 

@@ -60,9 +60,11 @@ def pass_means(rewards_N: Array, valid_N: Array, set_size: int) -> Array:
     num_generations = rewards_N.shape[0]
     g1, g2 = _avoidance(num_generations, set_size, jnp.sum(valid_N), rewards_N.dtype)
     order = jnp.lexsort((-rewards_N, ~valid_N))
-    ordered = jnp.where(valid_N, rewards_N, 0)[order]
+    best = rewards_N[order[0]]
+    # Counted from the best reward, so that equal rewards have equal means to the last bit.
+    ordered = jnp.where(valid_N, rewards_N - best, 0)[order]
     better = jnp.cumsum(ordered * g2[:-1]) - ordered * g2[:-1]
-    means = better + ordered * g1[:-1]
+    means = best + better + ordered * g1[:-1]
     return jnp.zeros_like(rewards_N).at[order].set(means)
 
 

@@ -49,8 +49,8 @@ def sample_sets(key: jax.Array, num_generations: int, set_size: int, num_sets: i
       valid_N: bool[N], the generations to draw from; None for all.
 
     Returns:
-      int32[K, M], each row increasing, rows in random order. Where fewer than K sets of valid generations exist,
-      these come first, all of them, and each row after them holds an invalid generation.
+      int32[K, M], the members of each set increasing, sets in random order. Where fewer than K sets of valid
+      generations exist, these come first, all of them, and each row after them holds an invalid generation.
 
     Raises:
       ValueError: unless 1 <= set_size <= num_generations and 1 <= num_sets <= C(N, n).

@@ -42,8 +42,12 @@ def mean_of_valid(values_N: Array, valid_N: Array) -> Array:
 
 
 def center(values_N: Array, valid_N: Array) -> Array:
-    """values - their mean over the valid generations; 0 where not valid."""
-    return jnp.where(valid_N, values_N - mean_of_valid(values_N, valid_N), 0)
+    """values - their mean over the valid generations; 0 where not valid, and exactly 0 where all are equal.
+
+    Taken from one of them first: the mean of equal large numbers is off by rounding, which is no signal.
+    """
+    shifted_N = values_N - values_N[jnp.argmax(valid_N)]
+    return jnp.where(valid_N, shifted_N - mean_of_valid(shifted_N, valid_N), 0)
 
 
 def has_signal(advantages_N: Any) -> Any:

@@ -231,8 +231,10 @@ class Sum(_Combination):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.weights is not None and len(self.weights) != len(self.parts):
-            raise ValueError(f"Sum takes a weight for each of its {len(self.parts)} parts, got {self.weights!r}")
+        if self.weights is not None and not (isinstance(self.weights, tuple) and len(self.weights) == len(self.parts)):
+            raise ValueError(
+                f"Sum takes a weight for each of its {len(self.parts)} parts, as a tuple, got {self.weights!r}"
+            )
 
     def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
         return self._weighted(self._values(rewards_M, clusters_M))

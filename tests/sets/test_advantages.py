@@ -14,15 +14,11 @@ from hypothesis import strategies as st
 
 from polyepo_jax.sets import (
     DEGENERATE,
-    GRPO,
-    GRPODiv,
     MeanReward,
     PassAtN,
     Polychromic,
     SetAdvantage,
     all_sets,
-    grpo_advantages,
-    grpo_div_advantages,
     marginal_advantages,
     sample_sets,
 )
@@ -367,8 +363,6 @@ R, C = np.zeros(5, np.float32), np.zeros(5, np.int32)
         (lambda: marginal_advantages(Polychromic(4), R, C, valid_N=True), r"\(5,\), \(5,\) and \(\)"),
         (lambda: marginal_advantages(Polychromic(2), R, C, sets_SM=[[0, 5]]), "indices 0 .. 4"),
         (lambda: marginal_advantages(Polychromic(2), R, C, sets_SM=[[0, -1]]), "indices 0 .. 4"),
-        (lambda: grpo_advantages(np.zeros((2, 4))), r"\(2, 4\).*jax.vmap"),
-        (lambda: grpo_div_advantages(R, C[:4], 0.5), r"got shapes \(5,\), \(4,\)"),
         (lambda: marginal_advantages(Polychromic(6), R, C), "set_size must be between 1 and the 5 .*got 6"),
         (lambda: marginal_advantages(DistinctAmongCorrect(6), R, C), "set_size must be between 1 and the 5 .*got 6"),
         (lambda: marginal_advantages(median_of_three, R, C), "has no set_size: .*or pass sets_SM"),
@@ -390,49 +384,6 @@ R, C = np.zeros(5, np.float32), np.zeros(5, np.int32)
 def test_bad_calls_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_grpo_is_the_reward_minus_its_mean():
-    rewards_N = np.array([1, 0, 0, 0.25, -3], np.float32)
-    _assert_close(grpo_advantages(rewards_N), _floats(reference.grpo(rewards_N)), atol=1e-6)
-    valid_N = np.array([1, 0, 1, 1, 1], bool)
-    rewards_N[1] = np.nan
-    advantages_N = np.asarray(grpo_advantages(rewards_N, valid_N=valid_N))
-    assert advantages_N[1] == 0
-    _assert_close(advantages_N[valid_N], _floats(reference.grpo(rewards_N[valid_N])), atol=1e-6)
-    np.testing.assert_array_equal(grpo_advantages(rewards_N, valid_N=np.zeros(5, bool)), np.zeros(5))
-
-
-class GRPODivVariants(chex.TestCase):
-    @chex.variants(with_jit=True, without_jit=True)
-    @settings(max_examples=30)
-    @given(group=groups(), grades=groups(rewards=st.just(np.nan)), valid_N=VALID | st.just(EVERYONE))
-    def test_grpo_div_is_the_definition(self, group, grades, valid_N):
-        rewards_N, clusters_N = (np.where(valid_N, real, other) for real, other in zip(group, grades, strict=True))
-        advantages = self.variant(grpo_div_advantages)
-        actual = np.asarray(advantages(rewards_N, clusters_N, 0.5, valid_N=valid_N))
-        assert np.all(actual[~valid_N] == 0)
-        if np.any(valid_N):
-            expected = reference.grpo_div(rewards_N[valid_N], clusters_N[valid_N], 0.5)
-            _assert_close(actual[valid_N], _floats(expected))
-
-
-def test_grpo_div_gives_degenerate_generations_no_bonus():
-    clusters_N = np.array([DEGENERATE, DEGENERATE, 4, 9])
-    # d = 0, 0, 1, 1: the mean bonus is 1/2.
-    _assert_close(grpo_div_advantages(np.zeros(4, np.float32), clusters_N, 2.0), [-1, -1, 1, 1], atol=1e-6)
-    all_degenerate = np.full(4, DEGENERATE)
-    np.testing.assert_array_equal(grpo_div_advantages(np.zeros(4, np.float32), all_degenerate, 2.0), np.zeros(4))
-
-
-def test_baselines_in_float64():
-    rewards_N = np.array([0.1, 0.2, 0.7, -0.4])
-    clusters_N = np.array([3, 3, 5, DEGENERATE], np.int32)
-    with jax.enable_x64(True):
-        plain, bonus = grpo_advantages(rewards_N), grpo_div_advantages(rewards_N, clusters_N, 0.3)
-    assert plain.dtype == bonus.dtype == np.float64
-    _assert_close(plain, _floats(reference.grpo(rewards_N)), atol=1e-15)
-    _assert_close(bonus, _floats(reference.grpo_div(rewards_N, clusters_N, 0.3)), atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +412,7 @@ def test_advantages_that_can_learn_are_accepted():
         advantage.check(8)
 
 
-def test_advantage_dataclasses_call_the_functions():
+def test_set_advantage_calls_the_function():
     rng = np.random.default_rng(6)
     key, rewards_N = jax.random.key(0), rng.random(N).astype(np.float32)
     clusters_N, valid_N = np.array([1, 2, 1, -1, 2, 0], np.int32), np.array([1, 1, 1, 1, 1, 0], bool)
@@ -474,5 +425,3 @@ def test_advantage_dataclasses_call_the_functions():
     sampled = reference.advantages(f, rewards_N, clusters_N, sets=sets_SM, valid=valid_N, reduce="sum")
     assert any(sampled)
     _assert_close(SetAdvantage(objective, num_sets=4, reduce="sum")(key, *grades), _floats(sampled))
-    _assert_close(GRPO()(key, *grades)[:5], _floats(reference.grpo(rewards_N[:5])))
-    _assert_close(GRPODiv(0.7)(key, *grades)[:5], _floats(reference.grpo_div(rewards_N[:5], clusters_N[:5], 0.7)))

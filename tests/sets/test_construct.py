@@ -130,3 +130,125 @@ def test_every_set_is_equally_likely_to_be_the_missing_one():
         (missing,) = everything - {tuple(row) for row in sample}
         counts[missing] = counts.get(missing, 0) + 1
     assert _chi_square(counts, num_draws, num_outcomes) < 46  # one seed in a million, at 9 degrees of freedom
+
+
+# Sets of the valid generations. Two shapes of few generations, one where a large share of all sets is asked for and
+# one where it is not, and one of more generations than a word has bits.
+VALID_SHAPES = [(6, 3, 8), (8, 3, 5), (40, 5, 10)]
+
+
+@functools.lru_cache
+def _sampler(num_generations, set_size, num_sets):
+    """(keys, valid_N) -> int32[draws, K, M]."""
+
+    def loop(keys, valid_N):
+        return jax.lax.map(lambda key: sample_sets(key, num_generations, set_size, num_sets, valid_N), keys)
+
+    return jax.jit(loop)
+
+
+def _valid_draws(num_draws, shape, valid):
+    """Samples among the generations `valid`, a list of indices."""
+    valid_N = np.isin(np.arange(shape[0]), valid)
+    return np.asarray(_sampler(*shape)(jax.random.split(jax.random.key(2), num_draws), valid_N))
+
+
+@pytest.mark.parametrize("shape", VALID_SHAPES)
+def test_the_sets_of_valid_generations_come_first(shape):
+    num_generations, set_size, num_sets = shape
+    rng = np.random.default_rng(0)
+    sizes = {0, 1, *range(set_size - 1, set_size + 4), num_generations - 1, num_generations}
+    for num_valid in sorted(sizes):
+        valid = sorted(rng.permutation(num_generations)[:num_valid].tolist())
+        num_usable = min(num_sets, math.comb(num_valid, set_size))
+        for sets_KM in _valid_draws(20, shape, valid):
+            assert sets_KM.shape == (num_sets, set_size)
+            assert sets_KM.dtype == np.int32
+            assert sets_KM.min() >= 0
+            assert sets_KM.max() < num_generations
+            usable_K = np.all(np.isin(sets_KM, valid), axis=1)
+            np.testing.assert_array_equal(usable_K, np.arange(num_sets) < num_usable)
+            if num_usable:
+                _assert_sets(sets_KM[:num_usable], num_generations, set_size, num_usable)
+            if num_usable < num_sets:
+                everything = list(itertools.combinations(valid, set_size))
+                assert sorted(map(tuple, sets_KM[:num_usable].tolist())) == everything
+
+
+class ValidSetsVariants(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    def test_each_prompt_of_a_batch_has_its_own_valid_generations(self):
+        shape = (8, 3, 5)
+        keys_P = jax.random.split(jax.random.key(2), 20)
+        # From none to all, so that the drawing ends for one prompt and goes on for another.
+        valid_PN = np.array([np.roll(np.arange(8) < num_valid, p) for p, num_valid in enumerate([8, 2, 4, 0, 3, 6])])
+        sample = self.variant(jax.vmap(lambda key, valid_N: sample_sets(key, *shape, valid_N)))
+        sets_PKM = sample(keys_P[:6], valid_PN)
+        for p, valid_N in enumerate(valid_PN):
+            np.testing.assert_array_equal(sets_PKM[p], _valid_draws(20, shape, np.flatnonzero(valid_N))[p])
+
+
+@pytest.mark.parametrize("shape", VALID_SHAPES)
+def test_validity_of_all_is_as_none_given(shape):
+    keys = jax.random.split(jax.random.key(2), 3)
+    unmasked = jax.jit(lambda keys: jax.lax.map(lambda key: sample_sets(key, *shape), keys))(keys)
+    np.testing.assert_array_equal(_valid_draws(3, shape, range(shape[0])), unmasked)
+
+
+@pytest.mark.parametrize(
+    ("shape", "valid"),
+    [
+        ((8, 3, 5), [0, 1, 3, 4, 6, 7]),
+        ((6, 3, 8), [1, 2, 3, 4, 5]),
+        ((40, 5, 10), range(1, 40, 2)),
+        # Sets that differ in a second word of bits only.
+        ((41, 1, 9), range(1, 41)),
+    ],
+)
+def test_every_valid_generation_is_equally_likely_to_be_in_a_set(shape, valid):
+    _, set_size, num_sets = shape
+    num_draws = 500
+    samples = _valid_draws(num_draws, shape, valid)
+    counts_N = np.bincount(samples.ravel(), minlength=shape[0])
+    assert counts_N.sum() == counts_N[list(valid)].sum()
+    share = set_size / len(valid)
+    num_all = math.comb(len(valid), set_size)
+    variance = num_draws * num_sets * share * (1 - share) * (num_all - num_sets) / (num_all - 1)
+    z_V = (counts_N[list(valid)] - num_draws * num_sets * share) / math.sqrt(variance)
+    assert np.max(np.abs(z_V)) < 5
+
+
+@pytest.mark.parametrize(
+    ("shape", "valid", "num_outcomes", "one_in_a_million"),
+    [
+        # Two of six sets, in order: 30 sequences. Three of them: 120.
+        ((5, 2, 2), [0, 1, 3, 4], 30, 81),
+        ((5, 2, 3), [0, 1, 3, 4], 120, 208),
+        # Two of all ten sets.
+        ((5, 2, 2), [0, 1, 2, 3, 4], 90, 168),
+        # Fewer sets than are asked for: all orders of three of them, and of four.
+        ((12, 2, 9), [2, 5, 11], 6, 38),
+        ((6, 3, 8), [0, 2, 3, 5], 24, 72),
+    ],
+)
+def test_every_sequence_of_sets_of_valid_generations_is_equally_likely(shape, valid, num_outcomes, one_in_a_million):
+    num_draws = 6000
+    num_usable = min(shape[2], math.comb(len(valid), shape[1]))
+    samples = _valid_draws(num_draws, shape, valid)[:, :num_usable]
+    counts = {}
+    for sample in samples.reshape(num_draws, -1).tolist():
+        counts[tuple(sample)] = counts.get(tuple(sample), 0) + 1
+    assert len(counts) <= num_outcomes
+    assert _chi_square(counts, num_draws, num_outcomes) < one_in_a_million
+
+
+def test_every_set_of_valid_generations_is_equally_likely_to_be_the_missing_one():
+    # Nine of the ten sets of five valid generations among twelve: drawn one by one, with many repeats.
+    valid = [0, 3, 4, 8, 11]
+    num_draws, num_outcomes = 2000, 10
+    everything = set(itertools.combinations(valid, 2))
+    counts = {}
+    for sample in _valid_draws(num_draws, (12, 2, 9), valid).tolist():
+        (missing,) = everything - {tuple(row) for row in sample}
+        counts[missing] = counts.get(missing, 0) + 1
+    assert _chi_square(counts, num_draws, num_outcomes) < 46
