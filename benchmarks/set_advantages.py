@@ -23,7 +23,7 @@ from polyepo_jax.sets import DEGENERATE, Polychromic, SetAdvantage, all_sets, ma
 
 SHAPES = [(8, 4), (16, 8), (64, 16)]
 MAX_ENUMERATED_SETS = 20_000
-MAX_LOOP_SETS = 100_000
+MAX_LOOP_SETS = 2_000_000
 SAMPLED_SETS = 70  # K of the paper
 
 

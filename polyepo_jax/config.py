@@ -145,6 +145,13 @@ class AlgorithmConfig:
                 "advantage must be a dataclass called as (key, rewards_N, clusters_N, valid_N), like "
                 f"SetAdvantage(objective), got {self.advantage!r}"
             )
+        try:
+            hash(self.advantage)
+        except TypeError as error:
+            raise ValueError(
+                f"advantage must be hashable, for it is a key of compiled functions, got {self.advantage!r} ({error}): "
+                "declare it and its parts as @dataclass(frozen=True), with tuples in place of lists"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,10 @@ def to_json(value: Any, path: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [to_json(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, types.FunctionType):
+        if "<" in value.__qualname__:
+            raise InputError(
+                f"{path}: define {value.__qualname__} by `def` at the top level of its file, to be found again"
+            )
         return {"function": _reference(value)}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -75,7 +79,7 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
         return _resolve(value["function"], where)
     if isinstance(value, list):
         # JSON has no tuples, and a config that serves as a key of caches has no lists.
-        make = list if typing.get_origin(hint) is list else tuple
+        make = list if list in (hint, typing.get_origin(hint)) else tuple
         items = make(from_json(item, Any, f"{path}[{index}]") for index, item in enumerate(value))
         return _checked_leaf(items, hint, where)
     cls: Any = hint

@@ -6,6 +6,7 @@ command again resumes. Every config field can be overridden as --section.field v
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,19 +91,19 @@ def group_advantages(advantage: Advantage, key: Array, ids_P: Array, grades: Gra
     advantages_PN = jnp.where(has_signal(advantages_PN)[:, None], advantages_PN, 0)
     diagnose = getattr(advantage, "diagnostics", None)
     diagnostics = {} if diagnose is None else jax.vmap(diagnose)(keys_P, *groups)
-    return advantages_PN, {f"set/{name}": jnp.mean(value_P) for name, value_P in diagnostics.items()}
+    return advantages_PN, {f"set/{name}": jnp.nanmean(value_P) for name, value_P in diagnostics.items()}
 
 
 @jax.jit
 def keep_informative(kept: Groups, new: Groups) -> Groups:
-    """P of two times P groups, those that carry signal first; one prompt's group is taken once."""
+    """P of two times P groups, in their order: those that carry signal, then the first others; no prompt's twice."""
     repeated_P = jnp.any(
         (new.prompts.ids_P[:, None] == kept.prompts.ids_P[None, :]) & has_signal(kept.advantages_PN)[None, :], axis=1
     )
     lacks_signal = jnp.concatenate(
         [~has_signal(kept.advantages_PN), ~has_signal(new.advantages_PN) | repeated_P], dtype=bool
     )
-    chosen_P = jnp.argsort(lacks_signal, stable=True)[: repeated_P.size]
+    chosen_P = jnp.sort(jnp.argsort(lacks_signal, stable=True)[: repeated_P.size])
     return jax.tree.map(lambda first, second: jnp.concatenate([first, second])[chosen_P], kept, new)
 
 
@@ -209,7 +210,8 @@ def summarize(draws: Sequence[Draw]) -> dict[str, float]:
     grades: Grades = jax.tree.map(lambda *x: np.concatenate(x), *(d.grades for d in draws))
     metrics = rollout_metrics(rollouts, grades, np.concatenate([d.advantages_PN for d in draws])) | times
     for name in draws[0].diagnostics:
-        metrics[name] = float(np.mean([d.diagnostics[name] for d in draws]))
+        defined = [value for d in draws if not math.isnan(value := float(d.diagnostics[name]))]
+        metrics[name] = sum(defined) / len(defined) if defined else math.nan
     num_tokens = int(np.sum(rollouts.completion_mask_PNT))
     return metrics | {"throughput/rollout_tokens_per_s": num_tokens / times["time/rollout_s"]}
 

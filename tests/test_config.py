@@ -63,6 +63,35 @@ def test_overrides_reach_every_depth():
     assert override(rl_config(), [], "program") == rl_config()
 
 
+@dataclasses.dataclass
+class Thawed:
+    """An objective that is not frozen."""
+
+    set_size: int = 2
+
+    def __call__(self, rewards_M, clusters_M):
+        return rewards_M.mean()
+
+
+def test_what_cannot_be_a_key_of_caches_is_refused():
+    with pytest.raises(
+        ValueError, match=r"must be hashable.*Thawed.*declare it and its parts as @dataclass\(frozen=True\)"
+    ):
+        AlgorithmConfig(SetAdvantage(Thawed()))
+
+
+def test_a_function_within_a_function_is_refused():
+    def objective(rewards_M, clusters_M):
+        return rewards_M.mean()
+
+    objective.set_size = 2
+    config = rl_config(algorithm=AlgorithmConfig(SetAdvantage(objective)))
+    with pytest.raises(
+        InputError, match=r"algorithm.advantage.objective: define .*objective by `def` at the top level"
+    ):
+        to_json(config)
+
+
 def test_combined_objectives_are_config_values(tmp_path):
     objective = Sum((MeanReward(3), Product((Diversity(3), Worst(3))), spread), weights=(1, 0.5, 0.25))
     config = rl_config(algorithm=AlgorithmConfig(SetAdvantage(objective)))

@@ -20,7 +20,7 @@ from polyepo_jax.sets import DEGENERATE, MajorityAtN, Minority, Polychromic, mar
 from polyepo_jax.types import Batch
 from polyepo_jax.update import OptimizerConfig, UpdateSpec, loss_and_gradient
 from tests.sets import reference
-from tests.sets.test_unbiased import choices_of_sets, factor
+from tests.sets.test_unbiased import OBJECTIVES, choices_of_sets, factor
 
 MODEL = ModelConfig(
     vocab_size=3,
@@ -159,6 +159,7 @@ CASES = [
     (MajorityAtN(3), reference.majority, 4, (None, 3)),
     (Polychromic(2, require_distinct=True), reference.polychromic_distinct, 3, (None, 2)),
     (Minority(2), reference.minority, 3, (None, 2)),
+    *((make(2), f, 3, (None, 2)) for make, f in OBJECTIVES.values()),
 ]
 
 

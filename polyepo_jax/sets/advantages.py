@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from polyepo_jax.sets.construct import all_sets, check_set_size, sample_sets
-from polyepo_jax.sets.group import center, checked_group, mean_of_valid
+from polyepo_jax.sets.group import center, checked_group, has_signal, mean_of_valid
 from polyepo_jax.sets.objectives import conditional_means_of
 from polyepo_jax.types import Array
 
@@ -31,7 +31,7 @@ class Advantage(Protocol):
 
     Two more methods are called where there are any: `check(num_generations)`, which raises ValueError for groups
     that could never carry signal, before a run starts; and `diagnostics(key, rewards_N, clusters_N, valid_N)`, scalars
-    of a group whose means over the prompts are logged as `set/<name>`.
+    of a group whose means over the prompts are logged as `set/<name>`, NaN being left out.
     """
 
     def __call__(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> Array: ...
@@ -172,7 +172,7 @@ def _all_subsets_advantages(objective, rewards_N, clusters_N, valid_N, reduce) -
     advantages_N = center(_closed_form(objective, rewards_N, clusters_N, valid_N), valid_N)
     if reduce == "sum":
         counts = _sets_per_generation(num_generations, objective.set_size, rewards_N.dtype)
-        advantages_N = advantages_N * jnp.asarray(counts, rewards_N.dtype)[num_valid]
+        advantages_N = _without_rounding(advantages_N) * jnp.asarray(counts, rewards_N.dtype)[num_valid]
     # With V <= n valid generations there is at most one set, so nothing to compare it with.
     return jnp.where(num_valid > objective.set_size, advantages_N, 0)
 
@@ -184,10 +184,14 @@ def _given_sets_advantages(objective, rewards_N, clusters_N, valid_N, sets_SM, r
     member_SN = jnp.zeros((sets_SM.shape[0], rewards_N.shape[0]), bool).at[rows_S1, sets_SM].set(True)
     # A sum over an axis, which XLA adds pairwise: a scatter-add of 1e4 sets loses 5e-6 in float32.
     totals_N = jnp.sum(jnp.where(member_SN, set_advantages_S[:, None], 0), axis=0)
-    if reduce == "sum":
-        return totals_N
-    counts_N = jnp.sum(member_SN & usable_S[:, None], axis=0)
-    return totals_N / jnp.maximum(counts_N, 1).astype(rewards_N.dtype)
+    counts_N = jnp.maximum(jnp.sum(member_SN & usable_S[:, None], axis=0), 1).astype(rewards_N.dtype)
+    means_N = totals_N / counts_N
+    return _without_rounding(means_N) * counts_N if reduce == "sum" else means_N
+
+
+def _without_rounding(means_N: Array) -> Array:
+    """0 where a group has no signal: a sum over very many sets would make signal of its rounding."""
+    return jnp.where(has_signal(means_N), means_N, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +227,7 @@ class SetAdvantage:
                 _check_enumerable(self.objective, num_generations)
             if self.reduce == "sum":
                 _sets_per_generation(num_generations, set_size, np.float32)
-        elif not 2 <= self.num_sets <= num_all:
+        elif not isinstance(self.num_sets, int) or not 2 <= self.num_sets <= num_all:
             raise ValueError(
                 f"num_sets must be between 2 (one set has nothing to be compared with) and the "
                 f"C({num_generations}, {set_size}) = {num_all} sets there are, got {self.num_sets}"
@@ -241,7 +245,7 @@ class SetAdvantage:
         )
 
     def diagnostics(self, key: Array, rewards_N: Array, clusters_N: Array, valid_N: Array) -> dict[str, Array]:
-        """Scalars of one group for the log.
+        """Scalars of one group for the log; NaN where they have no meaning because too few generations are valid.
 
         `objective`: E[f] over all sets, where a closed form or enumeration gives it, else over the sampled ones.
         `too_few_valid_frac`: 1 if fewer than n + 1 generations are valid, so that the group has no gradient.
@@ -250,10 +254,8 @@ class SetAdvantage:
         """
         objective = self.objective
         sets_SM = None if conditional_means_of(objective) is not None else self._sets(key, valid_N)
-        scalars = {
-            "objective": mean_over_sets(objective, rewards_N, clusters_N, sets_SM=sets_SM, valid_N=valid_N),
-            "too_few_valid_frac": (jnp.sum(valid_N) <= objective.set_size).astype(float),
-        }
+        too_few_valid = jnp.sum(valid_N) <= objective.set_size
+        scalars = {"objective": mean_over_sets(objective, rewards_N, clusters_N, sets_SM=sets_SM, valid_N=valid_N)}
         if hasattr(objective, "terms"):
             rewards_N, clusters_N, valid_N = checked_group(rewards_N, clusters_N, valid_N)
             term1_N, term2_N = objective.terms(rewards_N, clusters_N, valid_N)
@@ -261,4 +263,5 @@ class SetAdvantage:
                 "term1": mean_of_valid(jnp.abs(term1_N), valid_N),
                 "term2": mean_of_valid(jnp.abs(term2_N), valid_N),
             }
-        return scalars
+        defined = {name: jnp.where(too_few_valid, jnp.nan, value) for name, value in scalars.items()}
+        return defined | {"too_few_valid_frac": too_few_valid.astype(float)}

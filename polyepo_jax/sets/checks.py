@@ -1,6 +1,7 @@
 """Objectives and advantages that users bring are tried on made-up groups before a run starts."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ from polyepo_jax.sets.construct import all_sets
 from polyepo_jax.sets.objectives import conditional_means_of
 from polyepo_jax.types import DEGENERATE
 
+# Sets of one trial that are enumerated to check a closed form, at most.
+_MAX_SETS = 20_000
 # Groups or sets that are tried.
 _NUM_TRIALS = 32
 # Differences beyond this, relative to numbers of the order of 1, are not rounding of float32.
@@ -60,7 +63,7 @@ def check_objective(objective: Any, num_generations: int) -> None:
         `conditional_means` are not its means.
     """
     rewards, clusters = _trial_groups(objective.set_size)
-    name = f"objective {objective!r}"
+    name = f"objective {getattr(objective, '__name__', None) or repr(objective)}"
     order = np.random.default_rng(1).permuted(np.tile(np.arange(objective.set_size), (_NUM_TRIALS, 1)), axis=1)
     twice = (np.concatenate([array, np.take_along_axis(array, order, axis=1)]) for array in (rewards, clusters))
     results = _tried(name, objective, *twice)
@@ -84,7 +87,10 @@ def check_objective(objective: Any, num_generations: int) -> None:
             f"{example(trial)}, and {others[trial]:.6g} when they are taken in the order {order[trial].tolist()}"
         )
     if conditional_means_of(objective) is not None:
-        _check_closed_form(objective, min(objective.set_size + 2, num_generations))
+        # In groups as large as those of the run, or as can be enumerated.
+        while math.comb(num_generations, objective.set_size) > _MAX_SETS:
+            num_generations -= 1
+        _check_closed_form(objective, num_generations)
 
 
 def _check_closed_form(objective: Any, num_generations: int) -> None:
@@ -121,6 +127,8 @@ def check_advantage(advantage: Any, num_generations: int) -> None:
       ValueError: it raises, does not return one number a generation, or numbers that are not finite; or as of
         `check_objective`.
     """
+    if hasattr(advantage, "check"):
+        advantage.check(num_generations)
     if isinstance(advantage, SetAdvantage):
         check_objective(advantage.objective, num_generations)
     rewards, clusters = _trial_groups(num_generations)

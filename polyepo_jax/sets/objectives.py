@@ -175,7 +175,7 @@ def _mean_reward_where(chosen_M: Array, rewards_M: Array) -> Array:
 class MajorityAtN(_SetObjective):
     """f(G) = mean reward of the largest cluster in G; tied clusters are averaged, degenerates alone score 0.
 
-    With answers as clusters and 0/1 rewards, E[f] is majority@n. It has no closed form in O(N^2).
+    With answers as clusters and 0/1 rewards, E[f] is majority@n. No closed form in O(N^2) is known to us.
     """
 
     def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
@@ -188,7 +188,7 @@ class MajorityAtN(_SetObjective):
 class Minority(_SetObjective):
     """f(G) = mean reward of the smallest cluster in G; tied clusters are averaged, degenerates alone score 0.
 
-    It pays for the success of rare strategies. It has no closed form in O(N^2).
+    It pays for the success of rare strategies. No closed form in O(N^2) is known to us.
     """
 
     def _score(self, rewards_M: Array, clusters_M: Array) -> Array:

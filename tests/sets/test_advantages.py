@@ -425,3 +425,16 @@ def test_set_advantage_calls_the_function():
     sampled = reference.advantages(f, rewards_N, clusters_N, sets=sets_SM, valid=valid_N, reduce="sum")
     assert any(sampled)
     _assert_close(SetAdvantage(objective, num_sets=4, reduce="sum")(key, *grades), _floats(sampled))
+
+
+@pytest.mark.parametrize(("num_generations", "set_size"), [(8, 4), (16, 8), (64, 16)])
+@pytest.mark.parametrize("given", [False, True])
+def test_a_sum_over_very_many_sets_makes_no_signal_of_rounding(num_generations, set_size, given):
+    # One cluster never has two: f is 0 for every set, whatever the rewards.
+    rewards_N = np.random.default_rng(0).random(num_generations).astype(np.float32)
+    clusters_N = np.zeros(num_generations, np.int32)
+    sets_SM = sample_sets(jax.random.key(0), num_generations, set_size, 60) if given else None
+    advantages_N = marginal_advantages(
+        Polychromic(set_size, require_distinct=True), rewards_N, clusters_N, sets_SM=sets_SM, reduce="sum"
+    )
+    np.testing.assert_array_equal(advantages_N, np.zeros(num_generations))

@@ -441,6 +441,9 @@ def test_diagnostics(name):
         sampled = num_sets is not None and name not in CLOSED
         sets = _sampler(6, 3, num_sets)(keys_P, valid_PN) if sampled else [None] * num_prompts
         for p, (r, c, v) in enumerate(zip(*groups, strict=True)):
+            if p == 0:  # too few are valid: nothing of it has a meaning
+                assert np.isnan(scalars["objective"][p])
+                continue
             exact = ref.mean_over_sets(f, r, c, 3, sets=None if sets[p] is None else np.asarray(sets[p]), valid=v)
             _assert_close(scalars["objective"][p], float(exact), atol=4e-6 * scale)
             if is_polychromic:
@@ -448,7 +451,8 @@ def test_diagnostics(name):
                 for term, values in zip(("term1", "term2"), terms, strict=True):
                     _assert_close(scalars[term][p], float(sum(map(abs, values)) / int(v.sum())), atol=2e-6)
         if is_polychromic:
-            assert scalars["term1"][0] == scalars["term2"][0] == 0
+            assert np.isnan(scalars["term1"][0])
+            assert np.isnan(scalars["term2"][0])
             assert np.sum(scalars["term1"] > 0.01) > 2
             assert np.sum(scalars["term2"] > 0.001) > 2
 
