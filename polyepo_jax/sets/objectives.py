@@ -5,6 +5,7 @@ shape is one too. If it also has `conditional_means`, all-subset means need no e
 them all, with sources and derivations.
 """
 
+import abc
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -46,14 +47,15 @@ def cluster_sizes(clusters_M: Array) -> Array:
     return jnp.where(clusters_M != DEGENERATE, jnp.sum(same_MM, axis=1), 0)
 
 
-class _Scored:
+class _Scored(abc.ABC):
     """Objectives are called with arrays of any kind, NumPy's too, and with rewards of any number type."""
 
     def __call__(self, rewards_M, clusters_M) -> Array:
         return self._score(float_rewards(rewards_M), jnp.asarray(clusters_M))
 
+    @abc.abstractmethod
     def _score(self, rewards_M: Array, clusters_M: Array) -> Array:
-        raise NotImplementedError
+        """f(G)."""
 
 
 @dataclasses.dataclass(frozen=True)
