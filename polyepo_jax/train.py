@@ -71,7 +71,7 @@ def update_spec(config: Config) -> UpdateSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """Prompts with their generations and these with their advantages [P, N], on the devices."""
+    """P prompts, the N generations of each, and the advantages of these; on the devices."""
 
     prompts: Prompts
     rollouts: Rollouts
@@ -238,15 +238,14 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 draws.append(draw(config, session, session.next_prompts(), step_key, len(draws)))
                 groups = keep_informative(groups, draws[-1].groups)
 
-            # Asked before the update is dispatched, which every later question to the devices would wait for.
-            informative_frac = num_informative(groups) / config.prompts_per_step
+            counts = {}
+            if algorithm.max_prompt_batches > 1:
+                # Asked before the update is dispatched, which every later question to the devices would wait for.
+                counts["dynamic_sampling/prompt_batches"] = float(len(draws))
+                counts["dynamic_sampling/informative_frac"] = num_informative(groups) / config.prompts_per_step
             rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
             session.state, stats = train_step(update, session.state, rows, session.reference_params)
-            metrics = summarize(draws)
-            if algorithm.max_prompt_batches > 1:
-                metrics["dynamic_sampling/prompt_batches"] = float(len(draws))
-                metrics["dynamic_sampling/informative_frac"] = informative_frac
-            session.defer(step + 1, stats, metrics)
+            session.defer(step + 1, stats, summarize(draws) | counts)
             session.write_samples(step + 1, draws[0].samples())
             failures = [line for d in draws for line in d.failures]
             if failures:
