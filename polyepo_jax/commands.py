@@ -16,7 +16,7 @@ OPTIONS = """\
 """
 
 
-def _take(arguments: list[str], flag: str) -> str | None:
+def take(arguments: list[str], flag: str) -> str | None:
     """Removes `flag value` or `flag=value` from the arguments; the last one counts."""
     value, rest = None, []
     stream = iter(arguments)
@@ -32,6 +32,22 @@ def _take(arguments: list[str], flag: str) -> str | None:
     return value
 
 
+def docstring_help(arguments: Sequence[str], config_path: str | None, help_text: str | None, options: str) -> bool:
+    """Prints a command's own part of --help, where it is asked for.
+
+    Returns:
+      Whether that was all: without a config there are no fields to list.
+    """
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    print(f"{help_text}\n{options}")
+    if config_path is None:
+        print("With --config, --help also lists the fields that can be overridden.")
+        return True
+    print(f"{config_path}: {docstring_of(Path(config_path))}\n")
+    return False
+
+
 def start(
     module: str,
     config_class: type[AnyConfig],
@@ -45,17 +61,14 @@ def start(
       InputError: arguments or config are not what they should be.
     """
     rest = list(arguments)
-    config_path, run_dir = _take(rest, "--config"), _take(rest, "--run-dir")
+    config_path, run_dir = take(rest, "--config"), take(rest, "--run-dir")
     profile = "--profile" in rest
     rest = [argument for argument in rest if argument != "--profile"]
+    if docstring_help(rest, config_path, help_text, OPTIONS):
+        sys.exit(0)
     if config_path is None:
-        if {"-h", "--help"} & set(rest):
-            print(f"{help_text}\n{OPTIONS}\nWith --config, --help also lists the fields that can be overridden.")
-            sys.exit(0)
         raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
     config = load(Path(config_path), config_class)
-    if {"-h", "--help"} & set(rest):
-        print(f"{help_text}\n{OPTIONS}\n{config_path}: {docstring_of(Path(config_path))}\n")
     config = override(config, rest, f"python -m {module} --config {config_path}")
     directory = default_directory(Path(config_path)) if run_dir is None else Path(run_dir)
     run(config, directory, shlex.join([sys.executable, "-m", module, *arguments]), profile)

@@ -36,13 +36,23 @@ class InitConfig:
     """Where the first parameters come from.
 
     Attributes:
-      run_dir: run directory whose newest checkpoint is taken, once it has reached its max_steps; None initialises
-        at random.
+      run_dir: run directory whose newest checkpoint is taken, once it has reached its max_steps.
       step: another checkpoint of it, also of an unfinished run.
+      model_dir: model in Hugging Face's format, or as `convert hf-import` writes it, to start from instead. With
+        neither, parameters are initialised at random.
     """
 
     run_dir: str | None = None
     step: int | None = None
+    model_dir: str | None = None
+
+    def __post_init__(self):
+        if self.run_dir is not None and self.model_dir is not None:
+            raise ValueError(
+                f"init.run_dir ({self.run_dir}) and init.model_dir ({self.model_dir}) exclude each other: set one"
+            )
+        if self.step is not None and self.run_dir is None:
+            raise ValueError(f"init.step ({self.step}) is a checkpoint of init.run_dir, which is not set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +104,24 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """Truncation of the sampled distribution; the trainer's logprobs are of the same distribution.
+    """Truncation of the sampled distribution, of which the trainer's logprobs are too; and how it is done.
 
     Attributes:
       top_k: keeps this many most likely tokens; 0 keeps all.
       top_p: keeps the fewest most likely tokens whose probability reaches this; 1 keeps all.
+      max_rows: generations sampled at a time; prompts come in waves of so many. It bounds the key/value cache and
+        changes no token; `python -m polyepo_jax.plan` says what fits.
+      gather_weights: hold a copy of the weights in the model's dtype, not cut over `mesh.fsdp`, during a rollout;
+        without it every layer is fetched anew for every token.
     """
 
     top_k: int = 0
     top_p: float = 1.0
+    max_rows: int = 1024
+    gather_weights: bool = True
+
+    def __post_init__(self):
+        _check_number(self, "max_rows", 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,10 +241,11 @@ class RunConfig:
                 f"temperature must be greater than 0 in training, got {self.temperature}: greedy samples have no "
                 "gradient (evaluate takes --temperature 0)"
             )
-        if self.model.vocab_size < self.task.tokenizer.vocab_size:
+        length = self.max_prompt_length + self.max_completion_length
+        if length > self.model.max_position_embeddings:
             raise ValueError(
-                f"model.vocab_size ({self.model.vocab_size}) must be at least the tokenizer's, "
-                f"{self.task.tokenizer.vocab_size}"
+                f"max_prompt_length + max_completion_length ({length} tokens) exceed model.max_position_embeddings "
+                f"({self.model.max_position_embeddings}), the positions that the model was made for"
             )
 
     def sampler(self) -> Sampling:
@@ -251,6 +271,11 @@ class Config(RunConfig):
         super().__post_init__()
         _check_number(self, "num_generations", 2)
         self.sampler()
+        if self.sampling.max_rows < self.num_generations:
+            raise ValueError(
+                f"sampling.max_rows ({self.sampling.max_rows}) must be at least num_generations "
+                f"({self.num_generations}): the generations of a prompt are sampled together"
+            )
         check = getattr(self.algorithm.advantage, "check", None)
         if check is not None:
             check(self.num_generations)

@@ -32,7 +32,7 @@ def admit(
     ids = [problem.id for problem in problems]
     if len(set(ids)) != len(ids) or any(not 0 <= i < 2**31 for i in ids):
         raise ValueError("problem ids must be distinct and between 0 and 2^31 - 1")
-    lengths = [len(tokenizer.encode(problem.prompt)) for problem in problems]
+    lengths = [len(tokenizer.encode_prompt(problem.prompt)) for problem in problems]
     if 0 in lengths:
         raise ValueError(
             f"problem {problems[lengths.index(0)].id} has an empty prompt: the model needs a token to start"
@@ -55,7 +55,7 @@ def to_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt_len
     tokens_PT = np.full((len(problems), max_prompt_length), tokenizer.pad_id, np.int32)
     mask_PT = np.zeros(tokens_PT.shape, bool)
     for row, problem in enumerate(problems):
-        ids = tokenizer.encode(problem.prompt)
+        ids = tokenizer.encode_prompt(problem.prompt)
         tokens_PT[row, max_prompt_length - len(ids) :] = ids
         mask_PT[row, max_prompt_length - len(ids) :] = True
     ids_P = np.array([problem.id for problem in problems], np.int32)
@@ -101,7 +101,7 @@ def demonstration_batch(
     completions_PT = np.full((len(tokens_PT), max_completion_length), task.tokenizer.pad_id, np.int32)
     trained_PT = np.zeros(completions_PT.shape, bool)
     for row, problem in enumerate(batch.problems):
-        ids = task.tokenizer.encode(task.demonstrate(problem, rng))
+        ids = task.tokenizer.encode_completion(task.demonstrate(problem, rng))
         if len(ids) > max_completion_length:
             raise ValueError(
                 f"a demonstration of problem {problem.id} has {len(ids)} tokens, more than max_completion_length = "

@@ -16,7 +16,7 @@ from polyepo_jax import run_directory
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import sample
-from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.sharding import MeshConfig, make_mesh
 from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_of, stream, warn_on_stderr
 
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         mesh = mesh_of(config)
     except InputError:  # trained on other devices than there are here
-        mesh = mesh_of(dataclasses.replace(config, mesh=MeshConfig()))
+        mesh = make_mesh(MeshConfig())
     problems = admitted(config, options.split)[:num_prompts]
     params, step = load_params(directory, config, mesh, options.checkpoint_step)
     key = stream(config.seed if options.seed is None else options.seed, "evaluation")

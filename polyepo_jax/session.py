@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from polyepo_jax import data, run_directory
+from polyepo_jax import data, model_directory, run_directory
 from polyepo_jax.checkpoint import CheckpointError, Checkpoints
 from polyepo_jax.config import RunConfig
 from polyepo_jax.config_files import to_json
@@ -120,6 +120,8 @@ class Session:
                     f"{step} to start from there"
                 )
             return params, step
+        if config.init.model_dir is not None:
+            return model_directory.load(Path(config.init.model_dir), config.model, self.mesh), None
         make = jax.jit(init, static_argnums=0, out_shardings=self._shardings.params)
         return make(config.model, stream(config.seed, "init")), None
 

@@ -6,11 +6,13 @@ Parameters carry logical axis names (MaxText's words); one table maps them to th
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import chex
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from polyepo_jax.types import Array
 
@@ -21,6 +23,18 @@ RULES = {"embed": "fsdp", "vocab": "tensor", "heads": "tensor", "kv_heads": "ten
 
 # Rows of a batch are cut over both of these.
 BATCH_AXES = ("data", "fsdp")
+
+# The same for activations; of several cuts the first that divides. Between the layers these are cut along the sequence,
+# where the layers themselves cut heads and mlp (sequence parallelism, Korthikanti et al. 2022): what the backward pass
+# keeps is cut over all devices.
+ACTIVATION_RULES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "batch": (BATCH_AXES,),
+    "batch_everywhere": (AXES, BATCH_AXES),
+    "length": (("tensor",),),
+    "heads": (("tensor",),),
+    "mlp": (("tensor",),),
+    "vocab": (("tensor",),),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +54,23 @@ class MeshConfig:
             raise ValueError(f"mesh axes must be at least 1, and at most one of them -1 (the rest), got {sizes}")
 
 
+def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
+    """How many devices lie along data, fsdp and tensor.
+
+    Raises:
+      ValueError: if the axes do not multiply to the number of devices.
+    """
+    sizes = config.data, config.fsdp, config.tensor
+    fixed = math.prod(size for size in sizes if size != -1)
+    data, fsdp, tensor = (num_devices // fixed if size == -1 else size for size in sizes)
+    if data * fsdp * tensor != num_devices:
+        raise ValueError(
+            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fit {num_devices} devices: "
+            "the axes must multiply to that number"
+        )
+    return data, fsdp, tensor
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config` over `devices` (None: all).
 
@@ -47,15 +78,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       ValueError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = [config.data, config.fsdp, config.tensor]
-    fixed = math.prod(size for size in sizes if size != -1)
-    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
-    if math.prod(sizes) != len(devices):
-        raise ValueError(
-            f"mesh data={config.data}, fsdp={config.fsdp}, tensor={config.tensor} does not fit the {len(devices)} "
-            "devices there are: the axes must multiply to that number"
-        )
-    return Mesh(np.asarray(devices).reshape(sizes), AXES)
+    return Mesh(np.asarray(devices).reshape(mesh_sizes(config, len(devices))), AXES)
 
 
 def param_sharding(mesh: Mesh, logical_axes: tuple[str, ...]) -> NamedSharding:
@@ -68,7 +91,7 @@ def param_shardings(mesh: Mesh, logical_axes):
     return jax.tree.map(lambda axes: param_sharding(mesh, axes), logical_axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def check_divides(mesh: Mesh, params, logical_axes) -> None:
+def check_divides(mesh: Mesh | AbstractMesh, params, logical_axes) -> None:
     """Raises ValueError, naming an axis, unless the mesh cuts every parameter into equal parts."""
 
     def check(param, names):
@@ -76,8 +99,7 @@ def check_divides(mesh: Mesh, params, logical_axes) -> None:
             mesh_axis = RULES.get(name)
             if mesh_axis and size % mesh.shape[mesh_axis]:
                 raise ValueError(
-                    f"mesh.{mesh_axis} = {mesh.shape[mesh_axis]} does not divide the model's {name} = {size}: choose a "
-                    "divisor of it"
+                    f"mesh.{mesh_axis} = {mesh.shape[mesh_axis]} does not divide the model's {name} = {size}"
                 )
 
     jax.tree.map(check, params, logical_axes)
@@ -93,11 +115,76 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def shard_rows(mesh: Mesh, tree):
-    """Host arrays, cut along their leading axis; copied where that axis does not divide evenly."""
+def row_sharding(mesh: Mesh, num_rows: int) -> NamedSharding:
+    """Where an array of so many rows lies: cut along them, or copied where the mesh does not divide them."""
     num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    return rows(mesh) if num_rows % num_shards == 0 else replicated(mesh)
 
-    def put(x) -> Array:
-        return jax.device_put(x, rows(mesh) if x.shape[0] % num_shards == 0 else replicated(mesh))
 
-    return jax.tree.map(put, tree)
+def shard_rows(mesh: Mesh, tree):
+    """Host arrays, each placed by `row_sharding`."""
+    return jax.tree.map(lambda x: jax.device_put(x, row_sharding(mesh, x.shape[0])), tree)
+
+
+def mesh_platform() -> str:
+    """The platform of the mesh in use ("cpu", "gpu", "tpu"), which need not be that of this process; else its own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def activation_spec(shape: Sequence[int], axes: Sequence[str | None], free: Any = None) -> PartitionSpec:
+    """How an activation of this shape is cut over the mesh in use, `free` where that does not divide it.
+
+    Within `by_rows` the rows are this device's already, and only the other mesh axes count.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def cut(size: int, axis: str | None):
+        if axis is None:
+            return None
+        for candidate in ACTIVATION_RULES[axis]:
+            names = tuple(name for name in candidate if name not in mesh.manual_axes)
+            if size % math.prod(mesh.shape[name] for name in names) == 0:
+                return names or None
+        return free
+
+    return PartitionSpec(*map(cut, shape, axes))
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Cuts an activation along its logical axes and no others (None); where the mesh does not divide one, that is the
+    compiler's choice. Without a mesh: as it is."""
+    chex.assert_rank(x, len(axes))
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, axes, PartitionSpec.UNCONSTRAINED))
+
+
+def gathered(params: Any, logical_axes: Any, dtype: Any) -> Any:
+    """Parameters in `dtype`, cut along heads, mlp and vocabulary only: no device has to ask others for its part."""
+    mesh = jax.sharding.get_abstract_mesh()
+
+    def gather(names: tuple[str, ...], x: Array) -> Array:
+        x = x.astype(dtype)
+        if mesh.empty:
+            return x
+        spec = PartitionSpec(*("tensor" if RULES.get(name) == "tensor" else None for name in names))
+        return jax.lax.with_sharding_constraint(x, spec)
+
+    return jax.tree.map(gather, logical_axes, params, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def by_rows(function: Callable[..., Array], shared: Any, *arrays: Array) -> Array:
+    """`function(shared, *arrays)` on each device's rows alone, where the mesh in use divides them.
+
+    What the function computes of `shared` in a loop, its gradient for one, is then summed over the devices once and
+    not in every pass of the loop.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    num_parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if num_parts == 1 or arrays[0].shape[0] % num_parts:
+        return function(shared, *arrays)
+    split = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(
+        function, in_specs=(PartitionSpec(), *(split for _ in arrays)), out_specs=split, axis_names=set(BATCH_AXES)
+    )(shared, *arrays)

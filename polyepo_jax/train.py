@@ -22,50 +22,20 @@ from polyepo_jax.data import PromptBatch
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.grading import decode, grade
 from polyepo_jax.metrics import rollout_metrics
-from polyepo_jax.sampling import GenerationSpec, generate
+from polyepo_jax.sampling import generate_in_waves
 from polyepo_jax.session import Session
 from polyepo_jax.sets import Advantage, check_advantage, has_signal
 from polyepo_jax.sharding import shard_rows
-from polyepo_jax.startup import stream
+from polyepo_jax.startup import generation_spec, stream, update_spec
 from polyepo_jax.tasks import Problem
 from polyepo_jax.types import Array, Batch, Grades, Prompts, Rollouts
-from polyepo_jax.update import UpdateSpec, train_step
+from polyepo_jax.update import train_step
 
 SHOWN = {
     "rewards/mean": ("reward", ".3f"),
     "clusters/distinct_correct": ("distinct correct", ".2f"),
     "throughput/rollout_tokens_per_s": ("tokens/s", ",.0f"),
 }
-
-
-def generation_spec(config: Config) -> GenerationSpec:
-    """What each step samples."""
-    return GenerationSpec(
-        model=config.model,
-        num_generations=config.num_generations,
-        max_completion_length=config.max_completion_length,
-        stop_ids=config.task.tokenizer.stop_ids,
-        pad_id=config.task.tokenizer.pad_id,
-        sampling=config.sampler(),
-    )
-
-
-def update_spec(config: Config) -> UpdateSpec:
-    """What each step updates."""
-    algorithm = config.algorithm
-    mini_batch = algorithm.mini_batch_size
-    return UpdateSpec(
-        model=config.model,
-        loss=algorithm.loss,
-        optimizer=config.optimizer,
-        learning_rate=config.learning_rate,
-        prompt_length=config.max_prompt_length,
-        sampling=config.sampler(),
-        num_iterations=algorithm.num_iterations,
-        mini_batch_rows=None if mini_batch is None else mini_batch * config.num_generations,
-        micro_batch_rows=algorithm.micro_batch_size,
-        skip_zero_advantage=algorithm.skip_zero_advantage,
-    )
 
 
 @jax.tree_util.register_dataclass
@@ -164,6 +134,14 @@ class Draw:
         ]
 
 
+def _join(parts: list[Rollouts]) -> Rollouts:
+    """Rollouts of successive prompts, all on the devices or all on the host, in one."""
+    if len(parts) == 1:
+        return parts[0]
+    on_host = isinstance(parts[0].truncated_PN, np.ndarray)
+    return jax.tree.map(lambda *x: (np if on_host else jnp).concatenate(x), *parts)
+
+
 def draw(config: Config, session: Session, batch: PromptBatch, step_key: Array, index: int) -> Draw:
     """Rollouts of a step's batch of prompts, their grades and advantages; settles the previous step meanwhile.
 
@@ -172,14 +150,16 @@ def draw(config: Config, session: Session, batch: PromptBatch, step_key: Array, 
     rollout_key, sets_key = (jax.random.fold_in(step_key, 2 * index + i) for i in range(2))
     prompts = shard_rows(session.mesh, batch.prompts)
     dispatched = time.perf_counter()
-    rollouts = generate(generation_spec(config), session.state.params, prompts, rollout_key)
+    spec, params = generation_spec(config), session.state.params
+    waves = generate_in_waves(spec, params, batch.prompts, rollout_key, session.mesh, config.sampling.max_rows)
     session.settle()  # the previous step's numbers, while this step's rollouts are sampled
     waits = time.perf_counter()
-    host_rollouts = jax.device_get(rollouts)
+    parts = [(wave, jax.device_get(wave)) for wave in waves]
+    rollouts, host_rollouts = _join([wave for wave, _ in parts]), _join([on_host for _, on_host in parts])
     sampled = time.perf_counter()
 
     responses = decode(config.task.tokenizer, host_rollouts)
-    grading = grade(config.task, batch.problems, responses, host_rollouts.truncated_PN)
+    grading = grade(config.task, batch.problems, responses, np.asarray(host_rollouts.truncated_PN))
     graded = time.perf_counter()
     advantage = config.algorithm.advantage
     advantages_PN, diagnostics = group_advantages(advantage, sets_key, prompts.ids_P, grading.grades)
@@ -206,7 +186,7 @@ def draw(config: Config, session: Session, batch: PromptBatch, step_key: Array, 
 def summarize(draws: Sequence[Draw]) -> dict[str, float]:
     """Metrics of all groups that a step drew, also of those that it did not train on."""
     times = {name: sum(d.times[name] for d in draws) for name in draws[0].times}
-    rollouts: Rollouts = jax.tree.map(lambda *x: np.concatenate(x), *(d.rollouts for d in draws))
+    rollouts = _join([d.rollouts for d in draws])
     grades: Grades = jax.tree.map(lambda *x: np.concatenate(x), *(d.grades for d in draws))
     metrics = rollout_metrics(rollouts, grades, np.concatenate([d.advantages_PN for d in draws])) | times
     for name in draws[0].diagnostics:
@@ -244,6 +224,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 counts["dynamic_sampling/prompt_batches"] = float(len(draws))
                 counts["dynamic_sampling/informative_frac"] = num_informative(groups) / config.prompts_per_step
             rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
+            rows = shard_rows(session.mesh, rows)
             session.state, stats = train_step(update, session.state, rows, session.reference_params)
             session.defer(step + 1, stats, summarize(draws) | counts)
             session.write_samples(step + 1, draws[0].samples())

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from polyepo_jax.losses import PolicyLoss, SupervisedLoss, token_logprobs
-from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, unembed
+from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, output_params, unembed
 from polyepo_jax.sampling import Sampling
-from polyepo_jax.sharding import BATCH_AXES, Mesh, PartitionSpec, param_shardings, replicated
+from polyepo_jax.sharding import BATCH_AXES, Mesh, PartitionSpec, by_rows, constrain, param_shardings, replicated
 from polyepo_jax.types import Array, Batch
 
 
@@ -74,8 +74,8 @@ class UpdateSpec:
     skip_zero_advantage: leave out the micro-batches whose rows all have advantage 0 or no trained token; rows that have
       both are moved together first. Loss and gradient stay what they were, since such rows add nothing to either
       (without a KL term) and the denominator counts all rows.
-    max_logits: logits held at a time, at most (or those of one position of all rows, if these are more). The default
-      is 128 MiB of float32.
+    max_logits: logits that a device holds at a time, at most (or those of one position of its rows, if these are
+      more). The default is 128 MiB of float32.
     """
 
     model: ModelConfig
@@ -144,11 +144,19 @@ def completion_logprobs(spec: UpdateSpec, params, batch: Batch) -> Array:
     # The hidden state at position t predicts the token at t + 1.
     hidden_BTD = hidden_BTD[:, spec.prompt_length - 1 : -1]
 
-    def logits(hidden_BCD):
-        return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, params, hidden_BCD))
+    def score(output, hidden_BTD, targets_BT):
+        hidden_BTD = constrain(hidden_BTD, "batch", None, None)
 
-    chunk_length = max(spec.max_logits // (batch.tokens_BT.shape[0] * spec.model.vocab_size), 1)
-    return token_logprobs(logits, hidden_BTD, batch.tokens_BT[:, spec.prompt_length :], chunk_length)
+        def logits(hidden_BCD):
+            return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, output, hidden_BCD))
+
+        # The rows are this device's; their logits are cut further along the vocabulary.
+        mesh = jax.sharding.get_abstract_mesh()
+        parts = 1 if mesh.empty else mesh.shape["tensor"]
+        chunk_length = max(spec.max_logits * parts // (targets_BT.shape[0] * spec.model.vocab_size), 1)
+        return token_logprobs(logits, hidden_BTD, targets_BT, chunk_length)
+
+    return by_rows(score, output_params(params), hidden_BTD, batch.tokens_BT[:, spec.prompt_length :])
 
 
 def _row_sums(spec: UpdateSpec, params, batch: Batch, reference_params) -> tuple[Array, dict[str, Array]]:

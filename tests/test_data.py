@@ -1,5 +1,6 @@
 """Prompt batches: order, resumption, refusals."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from polyepo_jax.data import admit, demonstration_batch, fingerprint, prompt_dataset, to_prompts
 from polyepo_jax.tasks import Polynomial, Problem
-from polyepo_jax.tokenizer import CharacterTokenizer
+from polyepo_jax.tokenizer import CharacterTokenizer, HFTokenizer
+from tests.tiny_hf import write_tokenizer
 
 TOKENIZER = CharacterTokenizer("abc$", "$")
 PROBLEMS = tuple(Problem(100 + i, "abc"[: 1 + i % 3], "") for i in range(10))
@@ -101,3 +103,28 @@ def test_demonstrations_follow_their_prompts():
         assert trained == response
     with pytest.raises(ValueError, match="more than max_completion_length = 5"):
         demonstration_batch(task, batch, 5, np.random.default_rng(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """A task whose demonstrations repeat the reference."""
+
+    tokenizer: HFTokenizer
+
+    def demonstrate(self, problem, rng):
+        return problem.reference
+
+
+def test_models_see_prompts_and_demonstrations_as_chat_turns(tmp_path):
+    write_tokenizer(tmp_path)
+    task, problem = Echo(HFTokenizer(str(tmp_path))), Problem(3, "1 + 1", "2")
+    prompt, completion = task.tokenizer.encode_prompt("1 + 1"), task.tokenizer.encode_completion("2")
+    assert len(prompt) > len(task.tokenizer.encode("1 + 1"))
+    with pytest.raises(ValueError, match=rf"the longest has {len(prompt)}\)"):
+        admit([problem], task.tokenizer, len(prompt) - 1, "refuse")
+    kept = admit([problem], task.tokenizer, len(prompt), "refuse")
+    (batch,) = take(prompt_dataset(kept, task.tokenizer, 1, len(prompt), seed=0), 1)
+    rows = demonstration_batch(task, batch, 4, np.random.default_rng(0))
+    assert rows.tokens_BT[0].tolist() == [*prompt, *completion, *[task.tokenizer.pad_id] * (4 - len(completion))]
+    assert rows.tokens_BT[0][rows.loss_mask_BT[0]].tolist() == completion
+    assert completion[-1] in task.tokenizer.stop_ids

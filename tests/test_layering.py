@@ -15,14 +15,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom to top. A unit is a module or a folder directly under the package.
 LAYERS = (
     ("types", "errors"),
-    ("command_line",),
+    ("command_line", "hf_files"),
     ("sets", "losses", "sharding", "model", "tokenizer", "rewards"),
     ("sampling", "judges", "tasks"),
     ("data", "grading", "update", "checkpoint", "metrics", "evaluation", "reports"),
     ("config",),
     ("config_files",),
-    ("run_directory",),
+    ("run_directory", "model_directory"),
     ("startup",),
+    ("planning",),
     ("session", "commands"),
     ("train", "evaluate", "sft", "plan", "convert", "grade", "report"),
 )
@@ -32,6 +33,7 @@ LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 ALLOWED = {
     ("evaluation", "grading"): "evaluation samples, then grades as training does",
     ("evaluation", "data"): "held-out problems become Prompts as those of training do",
+    ("model", "sharding"): "activations are cut over the mesh where they are computed",
     ("checkpoint", "update"): "what is saved and restored is a TrainState",
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polyepo_jax import evaluate, report
-from polyepo_jax.config import AlgorithmConfig, InitConfig, LoggingConfig
+from polyepo_jax.config import AlgorithmConfig, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.losses import PolicyLoss
@@ -218,8 +218,28 @@ def test_an_incomplete_checkpoint_does_not_count(finished, tmp_path):
         ({"max_prompt_length": 5}, r"813 of 813 prompts are longer than max_prompt_length = 5"),
         ({"max_prompt_length": 5, "long_prompts": "drop"}, r"none of the 813 prompts fits"),
         ({"prompts_per_step": 1000}, r"prompts_per_step = 1000 is more than the 813"),
-        ({"mesh": MeshConfig(data=3)}, r"does not fit the 8 devices"),
-        ({"mesh": MeshConfig(tensor=2)}, r"mesh.tensor = 2 does not divide the model's kv_heads = 1"),
+        (
+            {"mesh": MeshConfig(data=3)},
+            r"does not fit 8 devices.*; meshes of 8 devices that do: data=8 fsdp=1",
+        ),
+        ({"mesh": MeshConfig(tensor=2)}, r"mesh.tensor = 2 does not divide the model's kv_heads = 1; meshes of 8"),
+        (
+            {"algorithm": AlgorithmConfig(micro_batch_size=4)},
+            r"data \* mesh.fsdp = 8 does not divide algorithm.micro_batch_size = 4 rows; no mesh of 8 devices does",
+        ),
+        (
+            {"prompts_per_step": 3},
+            r"= 8 does not divide the generations of a mini-batch = 12 rows; no mesh of 8 devices does",
+        ),
+        (
+            {"sampling": SamplingConfig(max_rows=4)},
+            r"= 8 does not divide the rows of a wave, 4 \(sampling.max_rows = 4, num_generations = 4\)",
+        ),
+        (
+            {"model": dataclasses.replace(MODEL, vocab_size=15)},
+            r"the tokenizer's largest id is 15, but .* model.vocab_size = 15 rows: this is another model's tokenizer",
+        ),
+        ({"init": InitConfig(model_dir="nowhere")}, r"nowhere.config.json does not exist: a Hugging Face model"),
         ({"init": InitConfig("nowhere")}, r"nowhere is not a run directory"),
         ({"logging": LoggingConfig(wandb_project="p")}, r"needs the package wandb: pip install"),
     ],
@@ -341,10 +361,10 @@ def test_every_algorithm_setting_is_used_and_resumes(tmp_path):
         loss=PolicyLoss(beta=0.1, dual_clip=3.0, denominator="completion_length"),
         truncated="mask",
         num_iterations=2,
-        mini_batch_size=2,
-        micro_batch_size=4,
+        mini_batch_size=4,
+        micro_batch_size=8,
     )
-    config = rl_config(algorithm=algorithm, max_steps=4)
+    config = rl_config(algorithm=algorithm, max_steps=4, prompts_per_step=8)
     run(config, tmp_path / "whole")
     run(dataclasses.replace(config, max_steps=2), tmp_path / "parts")
     run(config, tmp_path / "parts")

@@ -163,8 +163,8 @@ def test_dynamic_sampling_stops_at_its_cap(tmp_path):
 def test_skipped_updates_are_the_same_run(tmp_path):
     lines = {}
     for skip in (False, True):
-        algorithm = AlgorithmConfig(SetAdvantage(Polychromic(2)), micro_batch_size=2, skip_zero_advantage=skip)
-        run(rl_config(algorithm=algorithm, max_steps=2), tmp_path / str(skip))
+        algorithm = AlgorithmConfig(SetAdvantage(Polychromic(2)), micro_batch_size=8, skip_zero_advantage=skip)
+        run(rl_config(algorithm=algorithm, prompts_per_step=8, max_steps=2, seed=2), tmp_path / str(skip))
         lines[skip] = metrics_of(tmp_path / str(skip))
     assert all(0 < line["advantages/nonzero_frac"] < 1 for line in lines[True])
     for now, before in zip(lines[True], lines[False], strict=True):

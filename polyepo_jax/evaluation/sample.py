@@ -10,8 +10,8 @@ import numpy as np
 from polyepo_jax.data import to_prompts
 from polyepo_jax.evaluation.summaries import summarize
 from polyepo_jax.grading import decode, grade
-from polyepo_jax.sampling import GenerationSpec, generate
-from polyepo_jax.sharding import Mesh, replicated, shard_rows
+from polyepo_jax.sampling import GenerationSpec, generate_in_waves
+from polyepo_jax.sharding import Mesh
 from polyepo_jax.tasks import Problem, Task
 from polyepo_jax.types import Grades, Rollouts
 
@@ -47,19 +47,15 @@ def sample(
     mesh: Mesh,
 ) -> Samples:
     """Samples `spec.num_generations` responses to each problem and grades them, `max_rows` rows at a time."""
-    wave = max(max_rows // spec.num_generations, 1)
-    wave = min(wave, len(problems))
     parts: list[Grades] = []
     truncated: list[np.ndarray] = []
     failures: list[str] = []
-    key = jax.device_put(key, replicated(mesh))
-    for start in range(0, len(problems), wave):
-        chosen = list(problems[start : start + wave])
-        # The last wave is filled up with its first problem, so that all waves share one compilation.
-        padded = chosen + [chosen[0]] * (wave - len(chosen))
-        prompts = shard_rows(mesh, to_prompts(padded, task.tokenizer, max_prompt_length))
-        rollouts: Rollouts = jax.device_get(generate(spec, params, prompts, key))
-        rollouts = jax.tree.map(lambda x: x[: len(chosen)], rollouts)  # noqa: B023
+    prompts = to_prompts(problems, task.tokenizer, max_prompt_length)
+    remaining = list(problems)
+    for wave in generate_in_waves(spec, params, prompts, key, mesh, max_rows):
+        rollouts: Rollouts = jax.device_get(wave)
+        size = len(rollouts.truncated_PN)
+        chosen, remaining = remaining[:size], remaining[size:]
         responses = decode(task.tokenizer, rollouts)
         grading = grade(task, chosen, responses, np.asarray(rollouts.truncated_PN))
         parts.append(grading.grades)

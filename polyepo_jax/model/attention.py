@@ -1,16 +1,45 @@
-"""Rotary embedding and masked grouped-query attention, as functions of arrays."""
+"""Rotary embedding and grouped-query attention, as functions of arrays.
+
+`attend` is the reference: any mask, any length. `self_attend` is causal attention of whole sequences, in the kernel
+of the platform: none of them holds the [T, T] scores of a long sequence.
+"""
+
+import functools
+import math
+from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from polyepo_jax.model.config import Llama3RopeScaling, ModelConfig
+from polyepo_jax.sharding import activation_spec, mesh_platform
 from polyepo_jax.types import Array
 
+# Queries whose scores the XLA kernel holds at a time.
+_XLA_BLOCK = 1024
+# Tile of the splash kernel; the hardware's lanes are 128 wide, and lengths and head sizes are padded to that.
+_SPLASH_BLOCK, _LANES = 512, 128
 
-def rotary_factors(positions_BT: Array, head_dim: int, theta: float, dtype=jnp.float32) -> tuple[Array, Array]:
-    """Sine and cosine of RoPE's angles (Su et al. 2021, Eq. 15), position * theta^(-2i / A): each [B, T, A / 2]."""
+
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: Llama3RopeScaling | None = None, dtype=jnp.float32
+) -> Array:
+    """RoPE's angle per position of each pair (Su et al. 2021, Eq. 15), theta^(-2i / A), scaled: [A / 2]."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
-    angles_BTa = positions_BT[:, :, None].astype(dtype) * frequencies[None, None, :]
+    if scaling is None:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    rotations = scaling.original_max_position_embeddings / wavelengths  # within the original context
+    # 0 where fewer than low_freq_factor, 1 where more than high_freq_factor, linear in between.
+    kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = jnp.clip(kept, 0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)
+
+
+def rotary_factors(positions_BT: Array, frequencies_a: Array) -> tuple[Array, Array]:
+    """Sine and cosine of the angles position * frequency: each [B, T, A / 2]."""
+    angles_BTa = positions_BT[:, :, None].astype(frequencies_a.dtype) * frequencies_a[None, None, :]
     return jnp.sin(angles_BTa), jnp.cos(angles_BTa)
 
 
@@ -49,3 +78,121 @@ def attend(query_BTHA: Array, keys_BCKA: Array, values_BCKA: Array, mask_BTC: Ar
     weights_BKQC = jax.nn.softmax(scores, axis=-1).astype(query_BTHA.dtype).reshape(B, K, G * T, -1)
     attended_BKQA = jnp.einsum("BKQC,BCKA->BKQA", weights_BKQC, values_BCKA)
     return attended_BKQA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4).reshape(B, T, H, A)
+
+
+def kernel_of(config: ModelConfig) -> str:
+    """The kernel of whole sequences on the platform of the mesh in use: "xla", "cudnn" or "splash"."""
+    if config.attention != "auto":
+        return config.attention
+    platform = mesh_platform()
+    if platform == "tpu":
+        return "splash"
+    # cuDNN has no float32 attention.
+    return "cudnn" if platform == "gpu" and config.dtype == "bfloat16" else "xla"
+
+
+def self_attend(kernel: str, query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array) -> Array:
+    """Causal attention among the real tokens of each row; of no meaning on padding.
+
+    Args:
+      kernel: "xla", "cudnn" or "splash".
+      query_BTHA, keys_BTKA, values_BTKA: as of `attend`, of the same T tokens.
+      mask_BT: True = real token.
+    """
+    if kernel == "splash":
+        return _splash(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+    if kernel == "cudnn":
+        return cudnn_attend(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+    return _blocked(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+
+
+def _blocked(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array) -> Array:
+    """`attend` for blocks of queries, each with the keys up to its end; a block's scores are computed again in the
+    backward pass."""
+    length = query_BTHA.shape[1]
+
+    def block(start: int, stop: int, query, keys, values, mask):
+        causal_tc = jnp.tri(stop - start, stop, k=start, dtype=bool)
+        return attend(query[:, start:stop], keys[:, :stop], values[:, :stop], mask[:, None, :stop] & causal_tc[None])
+
+    if length <= _XLA_BLOCK:
+        return block(0, length, query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+    blocks = [
+        jax.checkpoint(functools.partial(block, start, min(start + _XLA_BLOCK, length)))(
+            query_BTHA, keys_BTKA, values_BTKA, mask_BT
+        )
+        for start in range(0, length, _XLA_BLOCK)
+    ]
+    return jnp.concatenate(blocks, axis=1)
+
+
+def cudnn_attend(
+    query_BTHA: Array,
+    keys_BTKA: Array,
+    values_BTKA: Array,
+    mask_BT: Array,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> Array:
+    """cuDNN's flash attention, through JAX. `implementation="xla"` runs the same call on any device, for tests."""
+    return jax.nn.dot_product_attention(
+        query_BTHA,
+        keys_BTKA,
+        values_BTKA,
+        mask=mask_BT[:, None, None, :],
+        is_causal=True,
+        implementation=implementation,
+    )
+
+
+def _splash_kernel(num_heads: int, length: int, interpret: bool):
+    """The kernel for one row of `num_heads` local heads."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    size = next(size for size in (_SPLASH_BLOCK, 256, _LANES) if length % size == 0)
+    blocks = splash.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_q_dq=size,
+        block_kv_dq=size,
+    )
+    causal = masks.MultiHeadMask([masks.CausalMask((length, length))] * num_heads)
+    return splash.make_splash_mha(causal, head_shards=1, q_seq_shards=1, block_sizes=blocks, interpret=interpret)
+
+
+def splash_attend(
+    query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array, interpret: bool = False
+) -> Array:
+    """Splash attention of rows on one device; skips the blocks above the diagonal.
+
+    Padding is a segment of its own, so that no real token looks at it. `interpret=True` runs on any device, for tests.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    _, length, num_heads, head_dim = query_BTHA.shape
+    rest = -length % _LANES
+    # Zeros in further components of a head change no score, further tokens are padding.
+    query, keys, values = (
+        jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, rest), (0, -head_dim % _LANES)))
+        for x in (query_BTHA * head_dim**-0.5, keys_BTKA, values_BTKA)
+    )
+    kernel = _splash_kernel(num_heads, length + rest, interpret)
+    segments_BT = jnp.pad(mask_BT.astype(jnp.int32), ((0, 0), (0, rest)))
+    attended_BHTA = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(
+        query, keys, values, segments_BT
+    )
+    return attended_BHTA.swapaxes(1, 2)[:, :length, :, :head_dim].astype(query_BTHA.dtype)
+
+
+def _splash(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array) -> Array:
+    """`splash_attend` on every device of the mesh, each with its rows and heads: XLA cannot cut a kernel itself."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return splash_attend(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+    heads = activation_spec(query_BTHA.shape, ("batch", None, "heads", None))
+    kv_heads = activation_spec(keys_BTKA.shape, ("batch", None, "heads", None))
+    rows = activation_spec(mask_BT.shape, ("batch", None))
+    return jax.shard_map(splash_attend, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)(
+        query_BTHA, keys_BTKA, values_BTKA, mask_BT
+    )

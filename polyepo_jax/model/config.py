@@ -1,20 +1,52 @@
-"""The shape and numerics of a model. Field names are those of a Hugging Face Qwen3 config.json."""
+"""The shape and numerics of a model. Field names are those of a Hugging Face config.json where it has them."""
 
 import dataclasses
 from typing import Literal
 
+Dtype = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3RopeScaling:
+    """The `llama3` rope type: low frequencies are slowed down to reach beyond the context that was trained first.
+
+    A frequency whose wavelength is above `original_max_position_embeddings / low_freq_factor` is divided by
+    `factor`, one below `... / high_freq_factor` stays, and those in between are interpolated.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self):
+        if self.factor < 1 or not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                "rope scaling llama3 needs factor >= 1 and 0 < low_freq_factor < high_freq_factor, got "
+                f"{self.factor}, {self.low_freq_factor} and {self.high_freq_factor}"
+            )
+        if self.original_max_position_embeddings < 1:
+            raise ValueError(
+                f"original_max_position_embeddings must be at least 1, got {self.original_max_position_embeddings}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Decoder of the Qwen3 architecture.
+    """A decoder of the architectures Qwen3 (`qk_norm`), Qwen2 (`qkv_bias`) or Llama (neither).
 
     vocab_size: V, rows of the embedding.
     hidden_size: D. intermediate_size: F, of the SwiGLU. num_hidden_layers: L.
     num_attention_heads: H. num_key_value_heads: K, divides H. head_dim: A, even; independent of D / H.
-    rope_theta: base of the rotary frequencies. rms_norm_eps: added to the mean square.
+    rope_theta: base of the rotary frequencies. rope_scaling: None, or how they are slowed down.
+    rms_norm_eps: added to the mean square.
     tie_word_embeddings: the embedding also computes the logits.
-    dtype: of activations. param_dtype: of parameters as initialised.
+    qk_norm: RMSNorm of each query and key head before RoPE. qkv_bias: query, key and value projections add a bias.
+    max_position_embeddings: positions the model was made for.
+    dtype: of activations, and of the matrix products. param_dtype: of parameters as they are stored and trained.
     remat: what the backward pass recomputes of each layer: nothing, everything but matrix products, everything.
+    attention: the kernel of whole sequences: "xla" (any device), "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs);
+      "auto" takes the mesh's platform's.
     """
 
     vocab_size: int
@@ -25,11 +57,16 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     rope_theta: float = 1e6
+    rope_scaling: Llama3RopeScaling | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    param_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    qk_norm: bool = True
+    qkv_bias: bool = False
+    max_position_embeddings: int = 32768
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
     remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
 
     def __post_init__(self):
         for name in (
@@ -40,6 +77,7 @@ class ModelConfig:
             "num_attention_heads",
             "num_key_value_heads",
             "head_dim",
+            "max_position_embeddings",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
@@ -50,3 +88,5 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim must be even (rotary embedding turns pairs), got {self.head_dim}")
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(f"model.attention = 'cudnn' needs model.dtype = 'bfloat16', got {self.dtype!r}")

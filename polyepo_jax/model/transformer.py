@@ -1,12 +1,13 @@
-"""A decoder of the Qwen3 architecture.
+"""A decoder of the architectures Qwen3, Qwen2 and Llama.
 
 Flax NNX declares and initialises the parameters; outside of this folder a model is its config, a nested dict of
-arrays and the functions `init`, `forward`, `hidden_states` and `unembed`. The layers are stacked along a leading
-axis and scanned, so compile time does not grow with depth.
+arrays and the functions `init`, `forward`, `prefill`, `hidden_states` and `unembed`. The layers are stacked along a
+leading axis and scanned, so compile time does not grow with depth.
 """
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -14,12 +15,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polyepo_jax.model.attention import attend, rotary_factors, rotate
+from polyepo_jax.model.attention import (
+    attend,
+    kernel_of,
+    rotary_factors,
+    rotary_frequencies,
+    rotate,
+    self_attend,
+)
 from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
+from polyepo_jax.sharding import constrain
 from polyepo_jax.types import Array
 
 Params = dict[str, Any]
+
+# What a layer's attention does with the queries, keys and values of its new tokens: yields what was attended to.
+Mix = Callable[[Array, Array, Array], Array]
 
 # Layers of models this shallow are unrolled: a scan copies what the backward pass needs into stacked arrays, and
 # XLA's CPU backend runs a loop's body on one core.
@@ -50,6 +62,16 @@ def _project(x: Array, weight: Array, num_contracted: int = 1) -> Array:
     return product.reshape(*leading, *kept)
 
 
+def _zeros(config: ModelConfig, shape, axes) -> nnx.Param:
+    """A zero-initialised parameter, annotated with its logical axes."""
+    return nnx.Param(jnp.zeros(shape, config.param_dtype), logical_axes=axes)
+
+
+def _between(x_BTD: Array) -> Array:
+    """Activations between the layers' matrix products: cut along rows and sequence."""
+    return constrain(x_BTD, "batch", "length", None)
+
+
 class RMSNorm(nnx.Module):
     """x / sqrt(mean(x^2) + eps) * scale over the last axis (Zhang & Sennrich 2019, Eq. 4)."""
 
@@ -65,7 +87,7 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with per-head RMSNorm on queries and keys before RoPE."""
+    """Grouped-query attention; Qwen3 normalises each query and key head before RoPE, Qwen2 adds biases."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, A = config.hidden_size, config.head_dim
@@ -74,18 +96,28 @@ class Attention(nnx.Module):
         self.k_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
         self.v_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
         self.o_proj = _parameter(config, rngs, (H, A, D), ("heads", "head_dim", "embed"), H * A)
-        self.q_norm = RMSNorm(config, A, "head_dim")
-        self.k_norm = RMSNorm(config, A, "head_dim")
+        self.has_bias, self.has_norm = config.qkv_bias, config.qk_norm
+        if self.has_bias:
+            self.q_bias = _zeros(config, (H, A), ("heads", "head_dim"))
+            self.k_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
+            self.v_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
+        if self.has_norm:
+            self.q_norm = RMSNorm(config, A, "head_dim")
+            self.k_norm = RMSNorm(config, A, "head_dim")
 
-    def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mask_BTC: Array, cache: Cache | None, layer: Array):
-        query = rotate(self.q_norm(_project(x_BTD, self.q_proj[...])), rotary)
-        keys = rotate(self.k_norm(_project(x_BTD, self.k_proj[...])), rotary)
-        values = _project(x_BTD, self.v_proj[...])
-        if cache is not None:
-            cache = cache.append(layer, keys, values)
-            keys, values = cache.keys_LBCKA[layer], cache.values_LBCKA[layer]
-        attended = attend(query, keys, values, mask_BTC)
-        return _project(attended, self.o_proj[...], num_contracted=2), cache
+    def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mix: Mix) -> Array:
+        query, keys, values = (_project(x_BTD, w[...]) for w in (self.q_proj, self.k_proj, self.v_proj))
+        if self.has_bias:
+            query, keys, values = (
+                x + bias[...].astype(x.dtype)[None, None]
+                for x, bias in ((query, self.q_bias), (keys, self.k_bias), (values, self.v_bias))
+            )
+        if self.has_norm:
+            query, keys = self.q_norm(query), self.k_norm(keys)
+        query, keys, values = (
+            constrain(x, "batch", None, "heads", None) for x in (rotate(query, rotary), rotate(keys, rotary), values)
+        )
+        return _project(mix(query, keys, values), self.o_proj[...], num_contracted=2)
 
 
 class MLP(nnx.Module):
@@ -99,7 +131,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: Array) -> Array:
         gated = jax.nn.silu(_project(x_BTD, self.gate_proj[...])) * _project(x_BTD, self.up_proj[...])
-        return _project(gated, self.down_proj[...])
+        return _project(constrain(gated, "batch", None, "mlp"), self.down_proj[...])
 
 
 class Layer(nnx.Module):
@@ -111,10 +143,9 @@ class Layer(nnx.Module):
         self.post_attention_layernorm = RMSNorm(config, config.hidden_size, "embed")
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mask_BTC: Array, cache: Cache | None, layer: Array):
-        attended, cache = self.self_attn(self.input_layernorm(x_BTD), rotary, mask_BTC, cache, layer)
-        x_BTD = x_BTD + attended
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)), cache
+    def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mix: Mix) -> Array:
+        x_BTD = x_BTD + _between(self.self_attn(self.input_layernorm(x_BTD), rotary, mix))
+        return x_BTD + _between(self.mlp(self.post_attention_layernorm(x_BTD)))
 
 
 class Outer(nnx.Module):
@@ -155,8 +186,12 @@ def init(config: ModelConfig, key: Array) -> Params:
     return params
 
 
+@functools.lru_cache(maxsize=64)
 def logical_axes(config: ModelConfig) -> Params:
-    """The logical axis names of each parameter, a tree like the params with tuples of names at its leaves."""
+    """The logical axis names of each parameter, a tree like the params with tuples of names at its leaves.
+
+    One tree for all callers: not to be changed.
+    """
 
     def axes(make):
         state = nnx.state(nnx.eval_shape(make), nnx.Param)
@@ -166,6 +201,52 @@ def logical_axes(config: ModelConfig) -> Params:
     layers = nnx.to_pure_dict(axes(lambda: Layer(config, nnx.Rngs(0))))
     tree["layers"] = jax.tree.map(lambda names: ("layers", *names), layers, is_leaf=lambda x: isinstance(x, tuple))
     return tree
+
+
+def _positions(mask_BT: Array, seen_B1: Array | int = 0) -> Array:
+    """RoPE positions that count the real tokens of each row, `seen_B1` earlier ones included."""
+    return jnp.maximum(seen_B1 + jnp.cumsum(mask_BT, axis=1) - 1, 0)
+
+
+def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions_BT: Array, carry, attend_layer):
+    """Embeds, runs all layers and normalises.
+
+    Args:
+      carry: handed from layer to layer.
+      attend_layer: (carry, index of the layer, query, keys, values) -> attended, carry, what to keep of the layer.
+
+    Returns:
+      hidden_BTD; the last carry; what was kept, stacked along a leading axis L.
+    """
+    frequencies = rotary_frequencies(
+        config.head_dim, config.rope_theta, config.rope_scaling, jnp.promote_types(config.dtype, jnp.float32)
+    )
+    rotary = rotary_factors(positions_BT, frequencies)
+    outer_definition, layer_definition = _definitions(config)
+    outer = nnx.merge(outer_definition, nnx.State({k: v for k, v in params.items() if k != "layers"}))
+
+    def apply_layer(state, layer):
+        x_BTD, carry = state
+        index, layer_params = layer
+        left: Any = None
+
+        def mix(query, keys, values):
+            nonlocal left
+            attended, *left = attend_layer(carry, index, query, keys, values)
+            return attended
+
+        x_BTD = nnx.merge(layer_definition, nnx.State(layer_params))(x_BTD, rotary, mix)
+        carry, kept = left
+        return (x_BTD, carry), kept
+
+    if config.remat != "none":
+        apply_layer = jax.checkpoint(apply_layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+    x_BTD = _between(outer.embed_tokens[...][tokens_BT].astype(config.dtype))
+    indices = jnp.arange(config.num_hidden_layers)
+    unroll = config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
+    (x_BTD, carry), kept = jax.lax.scan(apply_layer, (x_BTD, carry), (indices, params["layers"]), unroll=unroll)
+    # Whole sequences again: what follows cuts the vocabulary.
+    return constrain(outer.norm(x_BTD), "batch", None, None), carry, kept
 
 
 def hidden_states(
@@ -183,47 +264,68 @@ def hidden_states(
     chex.assert_rank(tokens_BT, 2)
     num_tokens = tokens_BT.shape[1]
     mask_BT = jnp.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
-    seen_B = 0 if cache is None else jnp.sum(cache.mask_BC, axis=1)[:, None]
-    if positions_BT is None:
-        positions_BT = jnp.maximum(seen_B + jnp.cumsum(mask_BT, axis=1) - 1, 0)
     if cache is None:
-        mask_BTC = mask_BT[:, None, :] & jnp.tri(num_tokens, dtype=bool)[None]
-    else:
-        capacity = cache.mask_BC.shape[1]
-        if num_tokens > capacity:
-            raise ValueError(f"{num_tokens} tokens do not fit into a cache of {capacity} slots")
-        cache = cache.append_mask(mask_BT)
-        slots_T = cache.length + jnp.arange(num_tokens)
-        mask_BTC = cache.mask_BC[:, None, :] & (jnp.arange(capacity)[None, :] <= slots_T[:, None])[None]
+        kernel = kernel_of(config)
 
-    rotary_dtype = jnp.promote_types(config.dtype, jnp.float32)
-    rotary = rotary_factors(positions_BT, config.head_dim, config.rope_theta, rotary_dtype)
-    outer_definition, layer_definition = _definitions(config)
-    outer = nnx.merge(outer_definition, nnx.State({k: v for k, v in params.items() if k != "layers"}))
+        def attend_new(carry, index, query, keys, values):
+            return self_attend(kernel, query, keys, values, mask_BT), carry, None
 
-    def apply_layer(carry, layer):
-        x_BTD, cache = carry
-        index, layer_params = layer
-        module = nnx.merge(layer_definition, nnx.State(layer_params))
-        return module(x_BTD, rotary, mask_BTC, cache, index), None
+        positions_BT = _positions(mask_BT) if positions_BT is None else positions_BT
+        hidden_BTD, _, _ = _run_layers(config, params, tokens_BT, positions_BT, None, attend_new)
+        return hidden_BTD, None
 
-    if config.remat != "none":
-        apply_layer = jax.checkpoint(apply_layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
-    x_BTD = outer.embed_tokens[...][tokens_BT].astype(config.dtype)
-    indices = jnp.arange(config.num_hidden_layers)
-    unroll = config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
-    (x_BTD, cache), _ = jax.lax.scan(apply_layer, (x_BTD, cache), (indices, params["layers"]), unroll=unroll)
-    return outer.norm(x_BTD), None if cache is None else cache.advance(num_tokens)
+    capacity = cache.mask_BC.shape[1]
+    if num_tokens > capacity:
+        raise ValueError(f"{num_tokens} tokens do not fit into a cache of {capacity} slots")
+    if positions_BT is None:
+        positions_BT = _positions(mask_BT, jnp.sum(cache.mask_BC, axis=1)[:, None])
+    cache = cache.append_mask(mask_BT)
+    slots_T = cache.length + jnp.arange(num_tokens)
+    mask_BTC = cache.mask_BC[:, None, :] & (jnp.arange(capacity)[None, :] <= slots_T[:, None])[None]
+
+    def attend_cached(cache, index, query, keys, values):
+        cache = cache.append(index, keys, values)
+        return attend(query, cache.keys_LBCKA[index], cache.values_LBCKA[index], mask_BTC), cache, None
+
+    hidden_BTD, cache, _ = _run_layers(config, params, tokens_BT, positions_BT, cache, attend_cached)
+    return hidden_BTD, cache.advance(num_tokens)
+
+
+def prefill(config: ModelConfig, params: Params, tokens_BT: Array, mask_BT: Array) -> tuple[Array, Cache]:
+    """The hidden states of prompts, and a full cache of them: `hidden_states` with an empty cache of T slots.
+
+    Attention runs in the kernel of whole sequences, and the cache is made of what the layers computed.
+
+    Args:
+      tokens_BT, mask_BT: as in `forward`.
+
+    Returns:
+      hidden_BTD in config.dtype, and the cache, all T slots in use.
+    """
+    kernel = kernel_of(config)
+
+    def attend_new(carry, index, query, keys, values):
+        attended = self_attend(kernel, query, keys, values, mask_BT)
+        return attended, carry, (keys.astype(config.dtype), values.astype(config.dtype))
+
+    hidden_BTD, _, (keys, values) = _run_layers(config, params, tokens_BT, _positions(mask_BT), None, attend_new)
+    return hidden_BTD, Cache(keys, values, mask_BT, jnp.full((), tokens_BT.shape[1], jnp.int32))
+
+
+def output_params(params: Params) -> Params:
+    """The part of the parameters that `unembed` needs."""
+    return {name: params[name] for name in ("embed_tokens", "lm_head") if name in params}
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:
-    """Logits [..., V] of hidden states [..., D], in float32 at least."""
+    """Logits [..., V] of hidden states [..., D], in float32 at least. `output_params` of the params suffice."""
     float_dtype = jnp.promote_types(config.dtype, jnp.float32)
     if config.tie_word_embeddings:
         table, spec = params["embed_tokens"], "...D,VD->...V"
     else:
         table, spec = params["lm_head"], "...D,DV->...V"
-    return jnp.einsum(spec, hidden, table.astype(hidden.dtype), preferred_element_type=float_dtype)
+    logits = jnp.einsum(spec, hidden, table.astype(hidden.dtype), preferred_element_type=float_dtype)
+    return constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
 
 
 def forward(

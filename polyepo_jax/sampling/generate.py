@@ -6,8 +6,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from polyepo_jax.model import ModelConfig, hidden_states, init_cache, unembed
+from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, prefill, unembed
 from polyepo_jax.sampling.methods import Sampling, sample_token
+from polyepo_jax.sharding import constrain, gathered
 from polyepo_jax.types import Array, Prompts, Rollouts
 
 
@@ -21,6 +22,8 @@ class GenerationSpec:
     stop_ids: tokens that end a completion; they belong to it.
     pad_id: fills the rest of a row; not one of stop_ids.
     sampling: temperature, top-k, top-p.
+    gather_weights: hold, for the time of a call, a copy of the weights in the model's dtype that is not cut over
+      `fsdp`. Without it every device fetches the others' parts of every layer for every token.
     """
 
     model: ModelConfig
@@ -29,6 +32,7 @@ class GenerationSpec:
     stop_ids: tuple[int, ...]
     pad_id: int
     sampling: Sampling = Sampling()
+    gather_weights: bool = True
 
     def __post_init__(self):
         if self.pad_id in self.stop_ids:
@@ -64,9 +68,13 @@ def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Roll
     num_prompts, prompt_length = prompts.tokens_PT.shape
     num_rows, length = num_prompts * spec.num_generations, spec.max_completion_length
     keys_B = generation_keys(key, prompts.ids_P, spec.num_generations)
+    if spec.gather_weights:
+        params = gathered(params, logical_axes(spec.model), spec.model.dtype)
 
     def draw(t, logits_BV, tokens_BT, logprobs_BT, mask_BT, done_B):
         """Appends token t to every row that is not done."""
+        # Each device draws for its own rows, from all of their logits.
+        logits_BV = constrain(logits_BV, "batch_everywhere", None)
         uniform_B = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B)
         token_B, logprob_B = jax.vmap(sample_token)(jax.vmap(spec.sampling.transform)(logits_BV), uniform_B)
         token_B = jnp.where(done_B, spec.pad_id, token_B)
@@ -79,10 +87,13 @@ def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Roll
     def next_logits(hidden_BTD):
         return unembed(spec.model, params, hidden_BTD[:, -1])
 
-    empty = init_cache(spec.model, num_prompts, prompt_length)
-    hidden_PTD, prefilled = hidden_states(spec.model, params, prompts.tokens_PT, cache=empty, mask_BT=prompts.mask_PT)
-    assert prefilled is not None  # a cache given is a cache returned
+    hidden_PTD, prefilled = prefill(spec.model, params, prompts.tokens_PT, prompts.mask_PT)
     cache = prefilled.fork(spec.num_generations, prompt_length + length - 1)
+    cache = dataclasses.replace(
+        cache,
+        keys_LBCKA=constrain(cache.keys_LBCKA, None, "batch", None, "heads", None),
+        values_LBCKA=constrain(cache.values_LBCKA, None, "batch", None, "heads", None),
+    )
     logits_BV = jnp.repeat(next_logits(hidden_PTD), spec.num_generations, axis=0)
     logprob_dtype = jnp.promote_types(spec.model.dtype, jnp.float32)
     drawn = draw(

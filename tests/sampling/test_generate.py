@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyepo_jax.model import ModelConfig, forward, hidden_states, init, logical_axes
+from polyepo_jax.model import ModelConfig, forward, hidden_states, init, logical_axes, prefill
 from polyepo_jax.sampling import GenerationSpec, Sampling, generate
 from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings, shard_rows
 from polyepo_jax.types import Prompts
@@ -125,12 +125,17 @@ def test_stops_when_all_rows_are_done_and_prefills_each_prompt_once(params, prom
     module = sys.modules["polyepo_jax.sampling.generate"]
     shapes, calls = [], []
 
+    def counted_prefill(config, params, tokens, mask):
+        shapes.append(tokens.shape)
+        return prefill(config, params, tokens, mask)
+
     def counted(config, params, tokens, **kwargs):
         shapes.append(tokens.shape)
         jax.debug.callback(lambda: calls.append(tokens.shape))
         return hidden_states(config, params, tokens, **kwargs)
 
     monkeypatch.setattr(module, "hidden_states", counted)
+    monkeypatch.setattr(module, "prefill", counted_prefill)
     spec = dataclasses.replace(SPEC, stop_ids=tuple(range(1, 12)), max_completion_length=40)
     jax.clear_caches()
     rollouts = generate(spec, params, prompts, KEY)
@@ -138,7 +143,7 @@ def test_stops_when_all_rows_are_done_and_prefills_each_prompt_once(params, prom
     assert shapes[0] == (4, 4)
     assert set(shapes[1:]) == {(12, 1)}
     longest = int(np.asarray(rollouts.completion_mask_PNT).sum(-1).max())
-    assert len(calls) == longest < 40  # the prefill yields the first token, each further call one more
+    assert len(calls) == longest - 1 < 39  # the prefill yields the first token, each further call one more
 
 
 def test_refuses_a_pad_token_that_stops():

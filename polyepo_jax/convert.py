@@ -1,0 +1,99 @@
+"""Models in and out: python -m polyepo_jax.convert hf-import HF_DIR --out DIR | hf-export RUN_DIR [--out HF_DIR]
+
+Both check everything before they write, and write a whole directory or none.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from polyepo_jax import model_directory, run_directory
+from polyepo_jax.command_line import parse_command_line
+from polyepo_jax.errors import InputError, run_command
+from polyepo_jax.model import ModelConfig, save_hf
+from polyepo_jax.sharding import MeshConfig, make_mesh
+from polyepo_jax.startup import load_params
+
+
+@dataclasses.dataclass(frozen=True)
+class HfImport:
+    """Write a Hugging Face model as one that many hosts read quickly, each its own pieces; `init.model_dir` takes both.
+
+    Attributes:
+      source: directory with config.json, safetensors files and a tokenizer.
+      out: directory to make.
+      dtype: of the parameters; that of the files if not given.
+    """
+
+    source: tyro.conf.Positional[Path]
+    out: Path
+    dtype: Literal["float32", "bfloat16"] | None = None
+
+    def run(self) -> None:
+        config, params = model_directory.read(self.source, dtype=self.dtype)
+        model_directory.write(self.out, config, params, companions=self.source)
+        print(f"{self.out}: {_describe(config)}; start from it with --init.model-dir {self.out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class HfExport:
+    """Write the weights of a run, or of an imported model, as a Hugging Face directory that `transformers` loads.
+
+    Attributes:
+      source: run directory, or one that hf-import made.
+      out: directory to make; RUN_DIR/hf/STEP if not given.
+      step: checkpoint of the run; the newest if not given.
+      dtype: of the files; that of the parameters if not given. Servers want bfloat16.
+      companions: Hugging Face directory whose tokenizer and generation files, and further keys of config.json, are
+        taken along; the tokenizer's own if not given.
+    """
+
+    source: tyro.conf.Positional[Path]
+    out: Path | None = None
+    step: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
+    companions: Path | None = None
+
+    def run(self) -> None:
+        companions = self.companions
+        if companions is not None and not companions.is_dir():
+            raise InputError(f"--companions {companions} is no directory")
+        if model_directory.is_imported(self.source):
+            if self.step is not None or self.out is None:
+                raise InputError(f"{self.source} is an imported model, without steps: give --out and no --step")
+            config, params = model_directory.read(self.source)
+            out, companions = self.out, companions or self.source
+        else:
+            run = run_directory.read_config(self.source)
+            config = run.model
+            params, step = load_params(self.source, run, make_mesh(MeshConfig()), self.step)
+            out = self.out or self.source / "hf" / str(step)
+            tokenizer_dir = getattr(run.task.tokenizer, "directory", None)
+            if companions is None and tokenizer_dir is not None:
+                companions = Path(tokenizer_dir)
+        _export(out, config, params, self.dtype, companions)
+
+
+def _export(out: Path, config: ModelConfig, params: Any, dtype: Any, companions: Path | None) -> None:
+    try:
+        save_hf(out, config, params, dtype=dtype, companions=companions)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    carried = "without a tokenizer: the run's is no Hugging Face one" if companions is None else f"with {companions}'s"
+    print(f"{out}: {_describe(config)}, tokenizer and generation files {carried}")
+
+
+def _describe(config: ModelConfig) -> str:
+    return f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {config.param_dtype}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    parse_command_line(HfImport | HfExport, arguments, "python -m polyepo_jax.convert").run()
+
+
+if __name__ == "__main__":
+    run_command(main)

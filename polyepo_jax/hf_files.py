@@ -1,0 +1,187 @@
+"""What a model directory in Hugging Face's format says of its tokenizer, checked file by file."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+import tokenizers
+
+# Stands for a turn's text while a template is taken apart: one private-use character, which no template strips.
+_PLACEHOLDER = "\ue000"
+
+# Tokens that tokenizer_config.json may name; templates know them by these names.
+TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks the answers in a template for other programs; what it encloses renders as it is."""
+
+    def __init__(self, environment: jinja2.Environment):
+        super().__init__(environment)
+        self.tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """A chat template, compiled in jinja's sandbox.
+
+    Attributes:
+      path: the file that holds it.
+      before, after: what it puts around the text of a single user turn, the opening of the answer included.
+    """
+
+    def __init__(self, directory: Path, settings: Mapping[str, Any]):
+        """Finds the template beside, or in, the settings (of tokenizer_config.json).
+
+        Raises:
+          ValueError: there is none, it does not compile, it fails, or it does not show a user's text exactly once.
+        """
+        source, self.path = _template_source(directory, settings)
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
+        )
+        now = datetime.datetime.now()  # read once: the prompts of a run do not change at midnight
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: now.strftime(form)}
+        environment.filters["tojson"] = _to_json
+        self._names = {name: text for name in TOKEN_NAMES if (text := token_text(settings, name)) is not None}
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise ValueError(f"{self.path}: the chat template does not compile: {error}") from error
+        parts = self.render([{"role": "user", "content": _PLACEHOLDER}], opens_answer=True).split(_PLACEHOLDER)
+        if len(parts) != 2:
+            raise ValueError(
+                f"{self.path}: the chat template shows a user's text {len(parts) - 1} times, expected once; "
+                "mend it, or use bare prompts by chat = False"
+            )
+        self.before, self.after = parts
+
+    def render(self, messages: Sequence[Mapping[str, str]], opens_answer: bool) -> str:
+        """The text of the turns {role, content}, and with `opens_answer` what an answer is to follow.
+
+        Raises:
+          ValueError: the template refuses the messages, or fails.
+        """
+        try:
+            return self._template.render(
+                messages=messages, add_generation_prompt=opens_answer, tools=None, documents=None, **self._names
+            )
+        except Exception as error:  # the template is a program: it may fail in any way
+            raise ValueError(
+                f"{self.path}: the chat template fails: {type(error).__name__}: {error}; mend it, or use bare "
+                "prompts by chat = False"
+            ) from error
+
+    def after_answer(self) -> str:
+        """What follows the text of an answer; empty if the template does not show answers."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PLACEHOLDER}]
+        try:
+            return self.render(turns, opens_answer=False).partition(_PLACEHOLDER)[2]
+        except ValueError:
+            return ""
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # jinja's own filter escapes for HTML
+
+
+def _template_source(directory: Path, settings: Mapping[str, Any]) -> tuple[str, Path]:
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        return _read_text(path), path
+    for path, holder in (
+        (directory / "tokenizer_config.json", settings),
+        (directory / "chat_template.json", read_json(directory / "chat_template.json")),
+    ):
+        found = holder.get("chat_template")
+        if isinstance(found, list):
+            named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, dict)}
+            found = named.get("default", found)
+        if isinstance(found, str):
+            return found, path
+        if found is not None:
+            raise ValueError(f"{path}: chat_template must be a text or a list with one named 'default'")
+    raise ValueError(
+        f"{directory}: there is no chat template in tokenizer_config.json, chat_template.jinja or chat_template.json; "
+        "a base model without one takes bare prompts: chat = False"
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path}: cannot be read as UTF-8 text ({error}); get the file anew") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty if there is no such file.
+
+    Raises:
+      ValueError: the file cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(_read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); get the file anew") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; get the file anew")
+    return value
+
+
+def read_tokenizer(directory: Path, special: Sequence[str]) -> tokenizers.Tokenizer:
+    """The tokenizer of tokenizer.json, which neither cuts nor pads.
+
+    special: tokens that are special even if the file does not say so; those it lacks are passed over.
+
+    Raises:
+      ValueError: no such directory or file, or not a tokenizer.
+    """
+    if not directory.is_dir():
+        raise ValueError(f"{directory}: there is no such directory; expected one with tokenizer.json")
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        slow = [name for name in ("tokenizer.model", "vocab.json", "vocab.txt") if (directory / name).exists()]
+        advice = (
+            f"{' and '.join(slow)} must be converted to it, which transformers does: "
+            "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+        )
+        raise ValueError(f"{path}: there is no such file; {advice if slow else 'get it from where the model is from'}")
+    source = _read_text(path)
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(source)
+    except Exception as error:  # the library raises the bare class
+        raise ValueError(f"{path}: not a tokenizer ({error}); get the file anew") from error
+    if not tokenizer.get_vocab_size():
+        raise ValueError(f"{path}: a tokenizer without tokens; get the file anew")
+    tokenizer.add_special_tokens([token for token in special if _is_plain(tokenizer, token)])
+    tokenizer.no_truncation()  # the file may ask for either, and both would change prompts
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _is_plain(tokenizer: tokenizers.Tokenizer, token: str) -> bool:
+    index = tokenizer.token_to_id(token)
+    added = tokenizer.get_added_tokens_decoder()
+    return index is not None and not (index in added and added[index].special)
+
+
+def token_text(settings: Mapping[str, Any], name: str) -> str | None:
+    """A token that tokenizer_config.json names, as `"<s>"` or `{"content": "<s>", ...}`."""
+    value = settings.get(name)
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None

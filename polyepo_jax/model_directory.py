@@ -1,0 +1,105 @@
+"""Directories that hold a model: Hugging Face's, and our own for a quick start of many hosts.
+
+Ours is what orbax writes: `model.json` with the shape, `params/` in pieces that every process reads for its own
+devices, and the companions (tokenizer, generation settings) as they came.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from polyepo_jax.config_files import from_json, to_json
+from polyepo_jax.errors import InputError
+from polyepo_jax.model import ModelConfig, copy_companions, init, load_hf, logical_axes
+from polyepo_jax.sharding import Mesh, param_shardings
+
+_MODEL, _PARAMS = "model.json", "params"
+
+# How a model is computed may differ from run to run, its arrays may not.
+_FREE = {"dtype", "remat", "attention", "max_position_embeddings"}
+
+
+def check_same(what: str, theirs: ModelConfig, wanted: ModelConfig) -> None:
+    """Raises InputError, naming every field, unless the arrays of `what` fit the config's model."""
+    differing = [
+        f"{f.name} {getattr(theirs, f.name)!r}, not {getattr(wanted, f.name)!r}"
+        for f in dataclasses.fields(theirs)
+        if f.name not in _FREE and getattr(theirs, f.name) != getattr(wanted, f.name)
+    ]
+    if differing:
+        raise InputError(f"{what} is of another model: it has {'; '.join(differing)}; set model.* to match")
+
+
+def is_imported(directory: Path) -> bool:
+    """Whether it is one of ours."""
+    return (directory / _MODEL).is_file()
+
+
+def _restore(directory: Path, config: ModelConfig, mesh: Mesh | None) -> Any:
+    abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    if mesh is not None:
+        shardings = param_shardings(mesh, logical_axes(config))
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore((directory / _PARAMS).absolute(), abstract)
+    except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{directory / _PARAMS} cannot be read ({reason:.200}): import the model again") from error
+
+
+def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, Any]:
+    """The model in a directory of either kind; `dtype` converts the parameters, None keeps theirs.
+
+    Raises:
+      InputError: it holds none, or one that is damaged or not implemented.
+    """
+    if not is_imported(directory):
+        try:
+            return load_hf(directory, dtype=dtype, mesh=mesh)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    try:
+        config: ModelConfig = from_json(json.loads((directory / _MODEL).read_text()), ModelConfig, _MODEL)
+    except ValueError as error:
+        raise InputError(f"{directory / _MODEL} is not readable JSON: {error}") from error
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+    return config, _restore(directory, config, mesh)
+
+
+def load(directory: Path, model: ModelConfig, mesh: Mesh) -> Any:
+    """The parameters in a directory of either kind, as `model` has them, on the mesh.
+
+    Raises:
+      InputError: as of `read`; or they are another model's.
+    """
+    theirs, params = read(directory, mesh, model.param_dtype)
+    check_same(str(directory), theirs, model)
+    return params
+
+
+def write(directory: Path, config: ModelConfig, params: Any, companions: Path | None = None) -> None:
+    """Writes a directory of our kind, whole or not at all.
+
+    Raises:
+      InputError: it exists and is not empty.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory} exists and is not an empty directory: choose another")
+    unfinished = directory.absolute().with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(unfinished / _PARAMS, params)
+    if companions is not None:
+        copy_companions(companions, unfinished)
+    (unfinished / _MODEL).write_text(json.dumps(to_json(config), indent=2) + "\n")
+    if directory.exists():
+        directory.rmdir()
+    unfinished.rename(directory)

@@ -1,0 +1,327 @@
+"""Memory and work of a run by arithmetic alone: what `plan` says where nothing is compiled, and what it searches with.
+
+All figures are per device. Weights, optimizer and cache are exact; activations and the rest are estimates that follow
+the compiled programs (`tests/planning/test_estimate.py` says how closely).
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from polyepo_jax.config import Config
+from polyepo_jax.model import ModelConfig, logical_axes
+from polyepo_jax.planning.hardware import Chip
+from polyepo_jax.sampling import prompts_per_wave
+from polyepo_jax.sharding import AXES, param_shardings
+from polyepo_jax.startup import abstract_params, update_rows, update_spec
+from polyepo_jax.update import UpdateSpec, init_state, state_shardings
+
+# One pass over the data-center network that joins TPU slices, bytes/s of a chip: 100 Gbit/s for a host of four.
+SLICE_BANDWIDTH = 100e9 / 8 / 4
+
+
+def shard_bytes(tree: Any, shardings: Any) -> int:
+    """Bytes of one device's part of abstract arrays."""
+    sizes = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
+    return sum(jax.tree.leaves(sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes of a device while a program runs; `resident` is what lies there beside it.
+
+    weights: parameters as trained. optimizer: moments. gradients: of a mini-batch, and of a micro-batch beside them.
+    cache: keys and values. copies: weights in the compute dtype, as long as they are gathered. activations: the rest.
+    """
+
+    weights: int
+    optimizer: int
+    gradients: int = 0
+    cache: int = 0
+    copies: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a device does for a program.
+
+    flops: of matrix products. hbm_bytes: between memory and compute units. sent_bytes: to other devices.
+    """
+
+    flops: float
+    hbm_bytes: float
+    sent_bytes: float
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def times(self, count: float) -> "Work":
+        return Work(*(count * value for value in dataclasses.astuple(self)))
+
+    def seconds(self, chip: Chip) -> tuple[float | None, str | None]:
+        """The least time on such a device, all three overlapping, and which of them takes it; None if unknown."""
+        if chip.peak_flops is None or chip.hbm_bandwidth is None or chip.interconnect_bandwidth is None:
+            return None, None
+        times = {
+            "compute": self.flops / chip.peak_flops,
+            "memory": self.hbm_bytes / chip.hbm_bandwidth,
+            "interconnect": self.sent_bytes / chip.interconnect_bandwidth,
+        }
+        bound_by = max(times, key=times.__getitem__)
+        return times[bound_by], bound_by
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The numbers that everything here is computed from.
+
+    model, sizes: of the run; sizes of the mesh along data, fsdp, tensor. kernel: of attention.
+    """
+
+    model: ModelConfig
+    sizes: tuple[int, int, int]
+    kernel: str
+
+    @property
+    def num_shards(self) -> int:
+        """Devices that rows are cut over."""
+        return self.sizes[0] * self.sizes[1]
+
+    @property
+    def tensor(self) -> int:
+        return self.sizes[2]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation."""
+        return jnp.dtype(self.model.dtype).itemsize
+
+    @property
+    def layer_weights(self) -> int:
+        """Elements of the matrices of a layer."""
+        m = self.model
+        heads = (m.num_attention_heads + m.num_key_value_heads) * m.head_dim
+        return 2 * m.hidden_size * heads + 3 * m.hidden_size * m.intermediate_size
+
+    @property
+    def output_weights(self) -> int:
+        return self.model.hidden_size * self.model.vocab_size
+
+    @property
+    def matrix_weights(self) -> int:
+        """Elements of all matrices, a tied embedding once."""
+        tables = 1 if self.model.tie_word_embeddings else 2
+        return self.model.num_hidden_layers * self.layer_weights + tables * self.output_weights
+
+    def attention_flops(self, length: int) -> float:
+        """Of one row's causal attention in one layer, both products, all heads."""
+        full = 4 * self.model.num_attention_heads * self.model.head_dim * length**2
+        if self.kernel != "xla":
+            return full / 2  # blocks above the diagonal are skipped
+        num_blocks = -(-length // 1024)
+        return full * (num_blocks + 1) / (2 * num_blocks)
+
+    def forward_flops(self, length: int) -> float:
+        """Of one row through all layers, without the output projection."""
+        return self.model.num_hidden_layers * (2 * length * self.layer_weights + self.attention_flops(length))
+
+
+def shape_of(config: Config, sizes: tuple[int, int, int], platform: str) -> Shape:
+    """The shape on a platform: "tpu", "gpu" or "cpu"."""
+    kernel = config.model.attention
+    if kernel == "auto":
+        kernel = {"tpu": "splash", "gpu": "cudnn" if config.model.dtype == "bfloat16" else "xla"}.get(platform, "xla")
+    return Shape(config.model, sizes, kernel)
+
+
+def state_bytes(config: Config, sizes: tuple[int, int, int]) -> tuple[int, int]:
+    """Weights and optimizer, bytes of a device; exact. A reference policy counts as weights."""
+    spec = update_spec(config)
+    # What leaves the arrays as they are would only make further entries of the cache.
+    model = dataclasses.replace(spec.model, remat="none", attention="auto")
+    plain = dataclasses.replace(spec, model=model, mini_batch_rows=None, micro_batch_rows=None)
+    weights, optimizer = _state_bytes(plain, sizes)
+    return weights * (2 if spec.loss.needs_reference else 1), optimizer
+
+
+@functools.lru_cache(maxsize=256)
+def _state_bytes(spec: UpdateSpec, sizes: tuple[int, int, int]) -> tuple[int, int]:
+    mesh: Any = AbstractMesh(sizes, AXES)
+    params = abstract_params(spec.model)
+    weights = shard_bytes(params, param_shardings(mesh, logical_axes(spec.model)))
+    state = jax.eval_shape(lambda p: init_state(spec, p), params)
+    return weights, shard_bytes(state.opt_state, state_shardings(spec, mesh).opt_state)
+
+
+def wave_rows(config: Config, num_shards: int) -> int:
+    """Rows of a wave."""
+    generations = config.num_generations
+    return generations * prompts_per_wave(config.prompts_per_step, generations, config.sampling.max_rows, num_shards)
+
+
+def cache_bytes(config: Config, shape: Shape) -> int:
+    """Keys and values of a wave, bytes of a device; exact where the wave's rows divide."""
+    model = config.model
+    rows = wave_rows(config, shape.num_shards)
+    local = rows // shape.num_shards if rows % shape.num_shards == 0 else rows
+    slots = config.max_prompt_length + config.max_completion_length - 1
+    heads = model.num_key_value_heads // shape.tensor
+    return 2 * model.num_hidden_layers * local * slots * heads * model.head_dim * shape.itemsize
+
+
+def update_memory(config: Config, shape: Shape) -> Memory:
+    """Of `train_step`."""
+    model, spec = config.model, update_spec(config)
+    weights, optimizer = state_bytes(config, shape.sizes)
+    own_weights = weights // (2 if spec.loss.needs_reference else 1)
+    rows = update_rows(config)[1]
+    mini_rows = spec.mini_batch_rows or config.prompts_per_step * config.num_generations
+    accumulates = rows < mini_rows
+    length = config.max_prompt_length + config.max_completion_length
+    local, size, t = rows / shape.num_shards, shape.itemsize, shape.tensor
+    D, F, A = model.hidden_size, model.intermediate_size, model.head_dim
+    H, K, L = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
+    tokens = local * length
+    # What the layers leave for the backward pass: their input, and the outputs of matrix products.
+    kept = tokens * D / t
+    if model.remat != "full":
+        kept += tokens * ((H + 2 * K) * A + 2 * F) / t + 2 * tokens * D / t
+    if model.remat == "none":
+        kept += tokens * (4 * D + 3 * F + (H + K) * A) / t
+        if shape.kernel == "xla":
+            kept += 2 * H * local * min(length, 1024) * length / t
+    # The layer that is being differentiated: its inputs whole, queries, keys, values and what is in between twice.
+    layer = tokens * (3 * D + (2 * (2 * H + 2 * K) * A + 5 * F) / t) * size
+    if shape.kernel == "xla":
+        layer += 3 * 4 * H * local * min(length, 1024) * length / t
+    # The output: hidden states, a chunk of logits with its gradient, and the table's gradient.
+    chunk = min(spec.max_logits, local * config.max_completion_length * model.vocab_size / t)
+    output = 2 * tokens * D * size + 3 * 4 * chunk + shape.output_weights / t * 4
+    copies = 2 * shape.layer_weights / t * size + shape.output_weights / t * size
+    batch = config.prompts_per_step * config.num_generations * length * (4 + 4 + 2) / shape.num_shards
+    return Memory(
+        weights=weights,
+        optimizer=optimizer,
+        gradients=own_weights * (2 if accumulates else 1),
+        copies=int(copies) if shape.sizes[1] > 1 or model.dtype != model.param_dtype else 0,
+        activations=int(L * kept * size + max(layer, output) + batch),
+    )
+
+
+def rollout_memory(config: Config, shape: Shape) -> Memory:
+    """Of `generate`, a wave at a time, beside the optimizer's state."""
+    model = config.model
+    weights, optimizer = state_bytes(config, shape.sizes)
+    rows = wave_rows(config, shape.num_shards)
+    prompts = rows // config.num_generations
+    local_prompts = prompts / shape.num_shards if prompts % shape.num_shards == 0 else prompts
+    size, t = shape.itemsize, shape.tensor
+    copied = config.sampling.gather_weights and (shape.sizes[1] > 1 or model.dtype != model.param_dtype)
+    copies = shape.matrix_weights / t * size if copied else 2 * shape.layer_weights / t * size
+    # Prefill: the prompts' own cache, and one layer's activations.
+    tokens = local_prompts * config.max_prompt_length
+    prompt_cache = cache_bytes(config, shape) / (config.max_prompt_length + config.max_completion_length - 1)
+    prompt_cache *= config.max_prompt_length / config.num_generations
+    prefill = prompt_cache + tokens * (3 * model.hidden_size + 3 * model.intermediate_size / t) * size
+    # Decoding: logits in float32, three times over while a token is drawn.
+    decode = 3 * 4 * rows / shape.num_shards * model.vocab_size / t
+    results = rows * config.max_completion_length * 9 / shape.num_shards
+    return Memory(
+        weights=weights,
+        optimizer=optimizer,
+        cache=cache_bytes(config, shape),
+        copies=int(copies),
+        activations=int(max(prefill, decode) + results),
+    )
+
+
+def update_work(config: Config, shape: Shape) -> Work:
+    """Of one step's updates on all rows."""
+    model, spec = config.model, update_spec(config)
+    rows = config.prompts_per_step * config.num_generations * spec.num_iterations
+    micro_rows = update_rows(config)[1]
+    num_micro = rows / micro_rows
+    length = config.max_prompt_length + config.max_completion_length
+    L, t, f = model.num_hidden_layers, shape.tensor, shape.sizes[1]
+    layers, attention = 2 * length * shape.layer_weights, shape.attention_flops(length)
+    down = 2 * length * model.hidden_size * model.intermediate_size
+    output = 2 * config.max_completion_length * shape.output_weights
+    # A backward pass is two products for each of the forward's; attention kernels compute scores again, twice.
+    backward_attention = 2 * attention if shape.kernel == "xla" else 3.5 * attention
+    again = {"none": 0.0, "dots": attention, "full": layers - down + attention}[model.remat]
+    per_row = L * (3 * layers + attention + backward_attention + again) + 4 * output
+    if spec.loss.needs_reference:
+        per_row += L * (layers + attention) + output
+    flops = rows * per_row / math.prod(shape.sizes)
+
+    size = shape.itemsize
+    weight_bytes = shape.matrix_weights / t * size
+    activations = micro_rows / shape.num_shards * length * model.hidden_size * size
+    passes = 3 + (model.remat == "full")
+    hbm = num_micro * (passes * weight_bytes + L * passes * 12 * activations)
+    hbm += 8 * shape.matrix_weights * 4 / t / f  # the optimizer reads and writes weights, moments and gradients
+    sent = num_micro * 3 * (f - 1) / f * weight_bytes  # gathered forward and backward, gradients scattered
+    sent += num_micro * L * 4 * passes * (t - 1) / t * activations
+    sent += num_micro * 2 * (shape.sizes[0] - 1) / shape.sizes[0] * shape.matrix_weights * 4 / t / f
+    return Work(flops, hbm, sent)
+
+
+def prefill_work(config: Config, shape: Shape) -> Work:
+    """Of one wave's prompts, the gathering of the weights included."""
+    prompts = wave_rows(config, shape.num_shards) // config.num_generations
+    # Prompts that do not divide are computed by every shard.
+    copies = 1 if prompts % shape.num_shards == 0 else shape.num_shards
+    per_prompt = shape.forward_flops(config.max_prompt_length) + 2 * shape.output_weights
+    t, f, size = shape.tensor, shape.sizes[1], shape.itemsize
+    weight_bytes = shape.matrix_weights / t * size
+    local_tokens = prompts * copies / shape.num_shards * config.max_prompt_length
+    sent = (f - 1) / f * weight_bytes
+    sent += 4 * config.model.num_hidden_layers * (t - 1) / t * local_tokens * config.model.hidden_size * size
+    return Work(prompts * copies * per_prompt / math.prod(shape.sizes), 3 * weight_bytes, sent)
+
+
+def decode_work(config: Config, shape: Shape) -> Work:
+    """Of one token of every row of a wave. Attention reads the whole cache, in use or not."""
+    model = config.model
+    rows = wave_rows(config, shape.num_shards)
+    local = rows // shape.num_shards if rows % shape.num_shards == 0 else rows
+    slots = config.max_prompt_length + config.max_completion_length - 1
+    L, t, f, size = model.num_hidden_layers, shape.tensor, shape.sizes[1], shape.itemsize
+    attention = 4 * model.num_attention_heads * model.head_dim * slots
+    flops = local * (L * (2 * shape.layer_weights + attention) + 2 * shape.output_weights) / t
+    weight_bytes = (L * shape.layer_weights + shape.output_weights) / t * size
+    sent = L * 2 * 2 * (t - 1) / t * local * model.hidden_size * size
+    if not config.sampling.gather_weights:
+        sent += (f - 1) / f * weight_bytes
+    return Work(flops, weight_bytes + cache_bytes(config, shape), sent)
+
+
+def num_waves(config: Config, shape: Shape) -> int:
+    """Waves of a step's rollout."""
+    rows = config.prompts_per_step * config.num_generations
+    return -(-rows // wave_rows(config, shape.num_shards))
+
+
+def rollout_work(config: Config, shape: Shape) -> Work:
+    """Of one step's rollout, every completion of the full length."""
+    steps = config.max_completion_length - 1
+    return (prefill_work(config, shape) + decode_work(config, shape).times(steps)).times(num_waves(config, shape))
+
+
+def rollout_seconds(config: Config, shape: Shape, chip: Chip) -> tuple[float | None, str | None]:
+    """The least time of a step's rollout, all completions of full length, and what bounds the longer of its parts."""
+    prefill, prefill_by = prefill_work(config, shape).seconds(chip)
+    decode, decode_by = decode_work(config, shape).times(config.max_completion_length - 1).seconds(chip)
+    if prefill is None or decode is None:
+        return None, None
+    return num_waves(config, shape) * (prefill + decode), decode_by if decode >= prefill else prefill_by

@@ -1,0 +1,120 @@
+"""The programs that training runs, compiled ahead for a topology that is not there."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from polyepo_jax.config import Config
+from polyepo_jax.model import logical_axes
+from polyepo_jax.planning import hlo
+from polyepo_jax.planning.estimate import wave_rows
+from polyepo_jax.sampling import generate
+from polyepo_jax.sharding import Mesh, param_shardings, replicated, row_sharding
+from polyepo_jax.startup import abstract_params, generation_spec, update_spec
+from polyepo_jax.tokenizer import CharacterTokenizer
+from polyepo_jax.types import Batch, Prompts
+from polyepo_jax.update import init_state, state_shardings, train_step
+
+# Which tokens end a completion changes nothing in the program but their number.
+_STAND_IN = CharacterTokenizer(alphabet="ab", stop="a")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program; all figures are per device.
+
+    peak_bytes: of its memory, arguments included. argument_bytes: of these. temporary_bytes: of what it allocates,
+      not reused. dot_flops: of matrix products outside of kernels, a step. collectives: a step.
+    largest: the largest arrays, as (bytes, shape, name).
+    """
+
+    peak_bytes: int
+    argument_bytes: int
+    temporary_bytes: int
+    dot_flops: float
+    collectives: tuple[hlo.Collective, ...]
+    largest: list[tuple[int, str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLarge:
+    """A program that the compiler refuses: it needs at least peak_bytes of the limit_bytes there are, if it says so."""
+
+    peak_bytes: int | None
+    limit_bytes: int | None
+
+
+# How libtpu words it: all of a program's memory, or its temporaries alone.
+_USED_OF = re.compile(r"[Uu]sed ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])")
+_EXCEEDS = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)")
+
+
+def _abstract(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+
+def _row_array(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh, shape[0]))
+
+
+def _compile(lower: Callable[[], Any], unknown_trip_count: int) -> Program | TooLarge:
+    try:
+        compiled = lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sizes = _USED_OF.search(str(error)) or _EXCEEDS.search(str(error))
+        if sizes is None:
+            return TooLarge(None, None)
+        unit = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+        return TooLarge(int(float(sizes[1]) * unit[sizes[2]]), int(float(sizes[3]) * unit[sizes[4]]))
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    return Program(
+        peak_bytes=memory.peak_memory_in_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+        temporary_bytes=memory.temp_size_in_bytes,
+        dot_flops=hlo.dot_flops(text, unknown_trip_count),
+        collectives=hlo.collectives(text, unknown_trip_count),
+        largest=hlo.largest_buffers(text, 8),
+    )
+
+
+def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
+    """`train_step` of a step's batch."""
+    spec = update_spec(config)
+    params = abstract_params(config.model)
+    # Before the mesh is in use: on devices that are not there nothing can be computed, not even a scalar.
+    shardings = state_shardings(spec, mesh)
+    state = _abstract(jax.eval_shape(lambda p: init_state(spec, p), params), shardings)
+    rows = config.prompts_per_step * config.num_generations
+    length = config.max_prompt_length + config.max_completion_length
+    batch = Batch(
+        tokens_BT=_row_array(mesh, (rows, length), jnp.int32),  # type: ignore[arg-type]
+        mask_BT=_row_array(mesh, (rows, length), bool),  # type: ignore[arg-type]
+        loss_mask_BT=_row_array(mesh, (rows, length), bool),  # type: ignore[arg-type]
+        sampler_logprobs_BT=_row_array(mesh, (rows, length), jnp.float32),  # type: ignore[arg-type]
+        advantages_B=_row_array(mesh, (rows,), jnp.float32),  # type: ignore[arg-type]
+    )
+    reference = _abstract(params, shardings.params) if spec.loss.needs_reference else ()
+    with jax.set_mesh(mesh):
+        return _compile(lambda: train_step.lower(spec, state, batch, reference), unknown_trip_count=1)
+
+
+def compile_rollout(config: Config, mesh: Mesh) -> Program | TooLarge:
+    """`generate` of a wave; a loop that ends early is counted at its longest."""
+    spec = generation_spec(config, _STAND_IN)
+    params = _abstract(abstract_params(config.model), param_shardings(mesh, logical_axes(config.model)))
+    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    prompts = wave_rows(config, num_shards) // config.num_generations
+    arrays = Prompts(
+        tokens_PT=_row_array(mesh, (prompts, config.max_prompt_length), jnp.int32),  # type: ignore[arg-type]
+        mask_PT=_row_array(mesh, (prompts, config.max_prompt_length), bool),  # type: ignore[arg-type]
+        ids_P=_row_array(mesh, (prompts,), jnp.int32),  # type: ignore[arg-type]
+    )
+    key = _abstract(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+    with jax.set_mesh(mesh):
+        return _compile(lambda: generate.lower(spec, params, arrays, key), config.max_completion_length - 1)

@@ -1,0 +1,66 @@
+"""Sampling many prompts wave after wave, so that the devices hold the cache of one wave at a time."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from polyepo_jax.sampling.generate import GenerationSpec, generate
+from polyepo_jax.sharding import BATCH_AXES, Mesh, replicated, shard_rows
+from polyepo_jax.types import Prompts, Rollouts
+
+
+def prompts_per_wave(num_prompts: int, num_generations: int, max_rows: int, num_shards: int = 1) -> int:
+    """Prompts of each wave: as few waves as `max_rows` allows, all of one size.
+
+    Args:
+      max_rows: generations of a wave at most; those of one prompt are sampled together, however many.
+      num_shards: devices that the rows are cut over; a wave's rows are a multiple where `max_rows` has room for it.
+    """
+    step = num_shards // math.gcd(num_generations, num_shards)
+    most = max(max_rows // num_generations, 1)
+    most = max(most // step * step, 1) if most >= step else most
+    num_waves = -(-num_prompts // most)
+    size = -(-num_prompts // num_waves)
+    return min(-(-size // step) * step, most)
+
+
+def generate_in_waves(
+    spec: GenerationSpec, params: Any, prompts: Prompts, key: jax.Array, mesh: Mesh, max_rows: int
+) -> Iterator[Rollouts]:
+    """`generate` for all prompts, in their order; waves change no token, up to rounding of the logits.
+
+    The first wave is dispatched at once, every further one before its predecessor is yielded, so that the devices have
+    work while the caller deals with what it has.
+
+    Args:
+      prompts: NumPy arrays.
+      mesh: of the params.
+      max_rows: as of `prompts_per_wave`.
+
+    Yields:
+      Rollouts of the next prompts, on the devices and possibly still being computed.
+    """
+    num_prompts = len(prompts.ids_P)
+    num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    size = prompts_per_wave(num_prompts, spec.num_generations, max_rows, num_shards)
+    key = jax.device_put(key, replicated(mesh))
+
+    def dispatch(start: int) -> Rollouts:
+        # The last wave is filled up with its first prompt, so that all waves share one compilation.
+        count = min(size, num_prompts - start)
+        rows = start + np.where(np.arange(size) < count, np.arange(size), 0)
+        wave: Prompts = shard_rows(mesh, jax.tree.map(lambda x: x[rows], prompts))
+        with jax.set_mesh(mesh):
+            rollouts = generate(spec, params, wave, key)
+            return rollouts if count == size else jax.tree.map(lambda x: x[:count], rollouts)
+
+    def follow(ahead: Rollouts) -> Iterator[Rollouts]:
+        for start in range(size, num_prompts, size):
+            done, ahead = ahead, dispatch(start)
+            yield done
+        yield ahead
+
+    return follow(dispatch(0))
