@@ -15,7 +15,7 @@ from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import ModelConfig, save_hf
 from polyepo_jax.sharding import MeshConfig, make_mesh
-from polyepo_jax.startup import load_params
+from polyepo_jax.startup import load_params, mesh_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class HfImport:
     dtype: Literal["float32", "bfloat16"] | None = None
 
     def run(self) -> None:
+        model_directory.check_new(self.out)
         config, params = model_directory.read(self.source, dtype=self.dtype)
         model_directory.write(self.out, config, params, companions=self.source)
         print(f"{self.out}: {_describe(config)}; start from it with --init.model-dir {self.out}")
@@ -61,6 +62,8 @@ class HfExport:
         companions = self.companions
         if companions is not None and not companions.is_dir():
             raise InputError(f"--companions {companions} is no directory")
+        if self.out is not None:
+            model_directory.check_new(self.out)
         if model_directory.is_imported(self.source):
             if self.step is not None or self.out is None:
                 raise InputError(f"{self.source} is an imported model, without steps: give --out and no --step")
@@ -69,15 +72,22 @@ class HfExport:
         else:
             run = run_directory.read_config(self.source)
             config = run.model
-            params, step = load_params(self.source, run, make_mesh(MeshConfig()), self.step)
-            out = self.out or self.source / "hf" / str(step)
             tokenizer_dir = getattr(run.task.tokenizer, "directory", None)
             if companions is None and tokenizer_dir is not None:
                 companions = Path(tokenizer_dir)
+                if not companions.is_dir():
+                    raise InputError(f"the run's tokenizer was in {companions}, which is gone: give --companions")
+            try:
+                mesh = mesh_of(run)
+            except InputError:  # trained on other devices than there are here
+                mesh = make_mesh(MeshConfig())
+            params, step = load_params(self.source, run, mesh, self.step)
+            out = self.out or self.source / "hf" / str(step)
         _export(out, config, params, self.dtype, companions)
 
 
 def _export(out: Path, config: ModelConfig, params: Any, dtype: Any, companions: Path | None) -> None:
+    model_directory.check_new(out)
     try:
         save_hf(out, config, params, dtype=dtype, companions=companions)
     except ValueError as error:

@@ -23,7 +23,7 @@ class PromptBatch(NamedTuple):
 def admit(
     problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt_length: int, long_prompts: Literal["refuse", "drop"]
 ) -> tuple[Problem, ...]:
-    """The problems whose prompts fit; prompts are never cut.
+    """The problems whose prompts fit; prompts are never cut. None of none.
 
     Raises:
       ValueError: prompts longer than `max_prompt_length` under "refuse", no problem left, an empty prompt, or
@@ -43,7 +43,7 @@ def admit(
             f"{num_long} of {len(problems)} prompts are longer than max_prompt_length = {max_prompt_length} tokens "
             f"(the longest has {max(lengths)}): raise max_prompt_length, or set long_prompts = 'drop' to leave them out"
         )
-    if num_long == len(problems):
+    if problems and num_long == len(problems):
         raise ValueError(
             f"none of the {len(problems)} prompts fits max_prompt_length = {max_prompt_length} tokens: raise it"
         )

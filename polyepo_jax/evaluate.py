@@ -1,6 +1,7 @@
 """Samples a run's newest checkpoint on held-out problems: python -m polyepo_jax.evaluate --run-dir DIR
 
-Writes DIR/eval.json: pass@k, majority@k, and how many different (correct) answers there are among the samples.
+Writes DIR/eval.json: pass@k, majority@k, and how many different (correct) answers there are among the samples. With
+--model DIR --config FILE --out DIR instead, a Hugging Face (or imported) model is sampled on the config's task.
 """
 
 import dataclasses
@@ -12,8 +13,10 @@ from typing import Literal
 import rich.console
 import rich.table
 
-from polyepo_jax import run_directory
+from polyepo_jax import model_directory, run_directory
 from polyepo_jax.command_line import parse_command_line
+from polyepo_jax.config import RunConfig
+from polyepo_jax.config_files import load
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import sample
 from polyepo_jax.sharding import MeshConfig, make_mesh
@@ -27,6 +30,9 @@ class Arguments:
     Attributes:
       run_dir: run directory; its newest checkpoint is evaluated.
       checkpoint_step: another checkpoint than the newest.
+      model: instead of a run, a directory as of `init.model_dir`.
+      config: with --model, the config file whose task, model and lengths are used.
+      out: with --model, the directory that eval.json goes to.
       split: problems to sample; "test" writes eval.json, "validation" eval_validation.json.
       num_samples: generations of each problem; as the run's config says if not given.
       num_prompts: problems of the split; as the run's config says if not given.
@@ -36,8 +42,11 @@ class Arguments:
       seed: of the samples; the run's if not given.
     """
 
-    run_dir: Path
+    run_dir: Path | None = None
     checkpoint_step: int | None = None
+    model: Path | None = None
+    config: Path | None = None
+    out: Path | None = None
     split: Literal["test", "validation"] = "test"
     num_samples: int | None = None
     num_prompts: int | None = None
@@ -50,8 +59,7 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     options = parse_command_line(Arguments, arguments, "python -m polyepo_jax.evaluate")
-    directory = options.run_dir
-    config = run_directory.read_config(directory)
+    config, directory = _what(options)
     defaults = config.evaluation
     default_prompts = defaults.num_prompts if options.split == "test" else defaults.num_validation_prompts
     num_samples = defaults.num_samples if options.num_samples is None else options.num_samples
@@ -68,6 +76,10 @@ def main(arguments: Sequence[str]) -> None:
         spec = evaluation_spec(config, num_samples, sampler)
     except ValueError as error:
         raise InputError(str(error)) from error
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{directory} cannot be made: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise InputError(f"{directory} cannot be written: no permission")
     try:
@@ -75,7 +87,13 @@ def main(arguments: Sequence[str]) -> None:
     except InputError:  # trained on other devices than there are here
         mesh = make_mesh(MeshConfig())
     problems = admitted(config, options.split)[:num_prompts]
-    params, step = load_params(directory, config, mesh, options.checkpoint_step)
+    if not problems:
+        raise InputError(f"the {options.split} split of {config.task.name} is empty: choose another --split")
+    step: int | None = None
+    if options.model is None:
+        params, step = load_params(directory, config, mesh, options.checkpoint_step)
+    else:
+        params = model_directory.load(options.model, config.model, mesh)
     key = stream(config.seed if options.seed is None else options.seed, "evaluation")
     samples = sample(spec, params, config.task, problems, config.max_prompt_length, evaluation.max_rows, key, mesh)
     summary = samples.summary()
@@ -88,13 +106,25 @@ def main(arguments: Sequence[str]) -> None:
     result = {"checkpoint_step": step, "num_samples": num_samples, "benchmarks": {config.task.name: summary}}
     path = directory / ("eval.json" if options.split == "test" else "eval_validation.json")
     run_directory.write_json(path, result)
-    _print(directory, step, num_samples, config.task.name, summary)
+    what = f"{directory}, step {step}" if options.model is None else str(options.model)
+    _print(what, num_samples, config.task.name, summary)
 
 
-def _print(directory: Path, step: int, num_samples: int, name: str, summary: dict) -> None:
-    table = rich.table.Table(
-        title=f"{directory}, step {step}: {name}, {summary['num_prompts']} prompts x {num_samples} samples"
-    )
+def _what(options: Arguments) -> tuple[RunConfig, Path]:
+    """The config to evaluate by, and the directory for the result."""
+    if options.run_dir is not None:
+        if options.model is not None or options.config is not None or options.out is not None:
+            raise InputError("--run-dir brings its own model, config and place for the result: leave the others out")
+        return run_directory.read_config(options.run_dir), options.run_dir
+    if options.model is None or options.config is None or options.out is None:
+        raise InputError("give --run-dir DIR, or --model DIR with --config FILE and --out DIR")
+    if options.checkpoint_step is not None:
+        raise InputError("--checkpoint-step is one of a --run-dir; a --model has none")
+    return load(options.config, RunConfig), options.out
+
+
+def _print(what: str, num_samples: int, name: str, summary: dict) -> None:
+    table = rich.table.Table(title=f"{what}: {name}, {summary['num_prompts']} prompts x {num_samples} samples")
     columns = {f"pass@{k}": value for k, value in summary["pass_at_k"].items() if k in ("1", "8", str(num_samples))}
     columns |= {"distinct": summary["distinct"], "distinct correct": summary["distinct_correct"]}
     for column in columns:

@@ -1,12 +1,14 @@
 """Directories that hold a model: Hugging Face's, and our own for a quick start of many hosts.
 
 Ours is what orbax writes: `model.json` with the shape, `params/` in pieces that every process reads for its own
-devices, and the companions (tokenizer, generation settings) as they came.
+devices, `checksums.json` of these, and the companions (tokenizer, generation settings) as they came.
 """
 
 import dataclasses
 import json
+import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import orbax.checkpoint as ocp
 from polyepo_jax.config_files import from_json, to_json
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import ModelConfig, copy_companions, init, load_hf, logical_axes
+from polyepo_jax.model.hf import read_config as read_hf_config
 from polyepo_jax.sharding import Mesh, param_shardings
 
-_MODEL, _PARAMS = "model.json", "params"
+_MODEL, _PARAMS, _CHECKSUMS = "model.json", "params", "checksums.json"
 
 # How a model is computed may differ from run to run, its arrays may not.
 _FREE = {"dtype", "remat", "attention", "max_position_embeddings"}
@@ -35,9 +38,57 @@ def check_same(what: str, theirs: ModelConfig, wanted: ModelConfig) -> None:
         raise InputError(f"{what} is of another model: it has {'; '.join(differing)}; set model.* to match")
 
 
+def check_new(directory: Path) -> None:
+    """Raises InputError unless a directory can be made there: it must not exist, or be empty."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory} exists and is not an empty directory: choose another")
+    parent = directory.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be made: {parent} is no directory that can be written to")
+
+
 def is_imported(directory: Path) -> bool:
     """Whether it is one of ours."""
     return (directory / _MODEL).is_file()
+
+
+def _read_model(directory: Path) -> ModelConfig:
+    """The shape of the model in a directory of either kind, without its arrays."""
+    if not is_imported(directory):
+        try:
+            return read_hf_config(directory)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    try:
+        return from_json(json.loads((directory / _MODEL).read_text()), ModelConfig, _MODEL)
+    except ValueError as error:
+        raise InputError(f"{directory / _MODEL} is not readable JSON: {error}") from error
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _check_files(directory: Path) -> None:
+    """Raises ValueError, naming a file, unless params/ is as it was written: orbax reads flipped bits without a word.
+
+    Of the contents every process checks its share, for reading all of them would undo a quick start.
+    """
+    expected = json.loads((directory / _CHECKSUMS).read_text())
+    for number, (name, (size, checksum)) in enumerate(expected.items()):
+        path = directory / _PARAMS / name
+        if not path.is_file():
+            raise ValueError(f"file {name} is missing")
+        if path.stat().st_size != size:
+            raise ValueError(f"file {name} has {path.stat().st_size} bytes instead of {size}")
+        if number % jax.process_count() == jax.process_index() and _checksum(path) != checksum:
+            raise ValueError(f"the checksum of file {name} differs")
 
 
 def _restore(directory: Path, config: ModelConfig, mesh: Mesh | None) -> Any:
@@ -46,6 +97,7 @@ def _restore(directory: Path, config: ModelConfig, mesh: Mesh | None) -> Any:
         shardings = param_shardings(mesh, logical_axes(config))
         abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     try:
+        _check_files(directory)
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore((directory / _PARAMS).absolute(), abstract)
     except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
@@ -64,10 +116,7 @@ def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[
             return load_hf(directory, dtype=dtype, mesh=mesh)
         except ValueError as error:
             raise InputError(str(error)) from error
-    try:
-        config: ModelConfig = from_json(json.loads((directory / _MODEL).read_text()), ModelConfig, _MODEL)
-    except ValueError as error:
-        raise InputError(f"{directory / _MODEL} is not readable JSON: {error}") from error
+    config = _read_model(directory)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     return config, _restore(directory, config, mesh)
@@ -77,26 +126,29 @@ def load(directory: Path, model: ModelConfig, mesh: Mesh) -> Any:
     """The parameters in a directory of either kind, as `model` has them, on the mesh.
 
     Raises:
-      InputError: as of `read`; or they are another model's.
+      InputError: as of `read`; or they are another model's, which is found before they are read.
     """
-    theirs, params = read(directory, mesh, model.param_dtype)
-    check_same(str(directory), theirs, model)
-    return params
+    theirs = _read_model(directory)
+    check_same(str(directory), dataclasses.replace(theirs, param_dtype=model.param_dtype), model)
+    return read(directory, mesh, model.param_dtype)[1]
 
 
 def write(directory: Path, config: ModelConfig, params: Any, companions: Path | None = None) -> None:
     """Writes a directory of our kind, whole or not at all.
 
     Raises:
-      InputError: it exists and is not empty.
+      InputError: as of `check_new`.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"{directory} exists and is not an empty directory: choose another")
-    unfinished = directory.absolute().with_name(f".{directory.name}.unfinished")
+    check_new(directory)
+    directory = directory.absolute()
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(unfinished / _PARAMS, params)
+    files = sorted(path for path in (unfinished / _PARAMS).rglob("*") if path.is_file())
+    sums = {f.relative_to(unfinished / _PARAMS).as_posix(): [f.stat().st_size, _checksum(f)] for f in files}
+    (unfinished / _CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
     if companions is not None:
         copy_companions(companions, unfinished)
     (unfinished / _MODEL).write_text(json.dumps(to_json(config), indent=2) + "\n")

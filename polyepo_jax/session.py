@@ -80,6 +80,10 @@ class Session:
         self._notes = [f"resumed with a changed {change}" for change in changes]
         self._problems = admitted(config, "train")
         self._validation = admitted(config, "validation")[: config.evaluation.num_validation_prompts]
+        if config.eval_interval_steps and not self._validation:
+            raise InputError(
+                f"eval_interval_steps = {config.eval_interval_steps}, but the task has no validation problems: set it to 0"
+            )
         num_dropped = len(config.task.problems("train")) - len(self._problems)
         if num_dropped:
             self._notes.append(f"{num_dropped} training prompts longer than max_prompt_length are left out")

@@ -133,15 +133,37 @@ def cudnn_attend(
     mask_BT: Array,
     implementation: Literal["xla", "cudnn"] = "cudnn",
 ) -> Array:
-    """cuDNN's flash attention, through JAX. `implementation="xla"` runs the same call on any device, for tests."""
-    return jax.nn.dot_product_attention(
-        query_BTHA,
-        keys_BTKA,
-        values_BTKA,
-        mask=mask_BT[:, None, None, :],
+    """cuDNN's flash attention, through JAX, for rows whose real tokens are consecutive.
+
+    It knows no padding but that behind a row, and no gradient of odd lengths: rows are turned so that they begin with
+    their first real token, and one token may be added. `implementation="xla"` runs the same call on any device, for
+    tests.
+    """
+    length = query_BTHA.shape[1]
+    first_B1 = jnp.argmax(mask_BT, axis=1)[:, None]
+    slots_1T = jnp.arange(length)[None]
+
+    def turn(x_BTHA: Array, order_BT: Array) -> Array:
+        return jnp.take_along_axis(x_BTHA, order_BT[:, :, None, None], axis=1)
+
+    query, keys, values = (
+        jnp.pad(turn(x, (slots_1T + first_B1) % length), ((0, 0), (0, length % 2), (0, 0), (0, 0)))
+        for x in (query_BTHA, keys_BTKA, values_BTKA)
+    )
+    # A row of padding alone counts one token, or its softmax would be 0 / 0.
+    lengths_B = jnp.maximum(jnp.sum(mask_BT, axis=1, dtype=jnp.int32), 1)
+    attended = jax.nn.dot_product_attention(
+        query,
+        keys,
+        values,
         is_causal=True,
+        query_seq_lengths=lengths_B,
+        key_value_seq_lengths=lengths_B,
         implementation=implementation,
     )
+    attended = turn(attended[:, :length], (slots_1T - first_B1) % length)
+    # The kernel need not write what lies behind a row's length.
+    return jnp.where(mask_BT[:, :, None, None], attended, 0)
 
 
 def _splash_kernel(num_heads: int, length: int, interpret: bool):
@@ -192,6 +214,8 @@ def _splash(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Ar
         return splash_attend(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
     heads = activation_spec(query_BTHA.shape, ("batch", None, "heads", None))
     kv_heads = activation_spec(keys_BTKA.shape, ("batch", None, "heads", None))
+    if kv_heads[2] is None:
+        heads = kv_heads  # cut alone, query heads would meet the wrong ones of all key/value heads
     rows = activation_spec(mask_BT.shape, ("batch", None))
     return jax.shard_map(splash_attend, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)(
         query_BTHA, keys_BTKA, values_BTKA, mask_BT

@@ -151,11 +151,25 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _rope(path: Path, raw: dict[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
     """Theta and scaling, from `rope_parameters` (new layout) or `rope_theta` and `rope_scaling` (old)."""
     new, old = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+    if not isinstance(new, dict) or not isinstance(old, dict):
+        raise ValueError(f"{path}: rope_parameters and rope_scaling must be objects")
     theta = new.get("rope_theta", raw.get("rope_theta"))
     if not isinstance(theta, (int, float)):
         raise ValueError(f"{path}: no rope_theta, neither at the top nor in rope_parameters; the rotations need it")
-    values = new if "rope_type" in new else old
-    kind = values.get("rope_type", values.get("type", "default"))
+
+    def type_of(values: dict[str, Any]) -> str:
+        return values.get("rope_type") or values.get("type") or "default"
+
+    # A scaling wins over rope_parameters in transformers, and was put there by hand where the two disagree.
+    values = new or old
+    kind = type_of(values)
+    if new and old and (type_of(old) != kind or any(new.get(name, value) != value for name, value in old.items())):
+        raise ValueError(f"{path}: rope_scaling says {old}, rope_parameters {new}: remove the one that is wrong")
+    for part in (raw, values):
+        if part.get("partial_rotary_factor") not in (1, None):
+            raise ValueError(
+                f"{path}: partial_rotary_factor {part['partial_rotary_factor']} is not implemented, only 1"
+            )
     if kind == "default":
         return float(theta), None
     if kind != "llama3":
@@ -164,7 +178,10 @@ def _rope(path: Path, raw: dict[str, Any]) -> tuple[float, Llama3RopeScaling | N
     missing = [name for name in names if name not in values]
     if missing:
         raise ValueError(f"{path}: rope type 'llama3' without {', '.join(missing)}")
-    return float(theta), Llama3RopeScaling(**{name: values[name] for name in names})
+    try:
+        return float(theta), Llama3RopeScaling(**{name: values[name] for name in names})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
@@ -184,8 +201,6 @@ def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if raw.get(key):
             raise ValueError(f"{path}: {key} in a {family} is not implemented")
-    if raw.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(f"{path}: partial_rotary_factor {raw['partial_rotary_factor']} is not implemented, only 1")
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -202,6 +217,9 @@ def read_config(directory: str | Path) -> ModelConfig:
     missing = [name for name in (*sizes, "rms_norm_eps") if raw.get(name) is None]
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}")
+    for name in sizes:
+        if not isinstance(raw[name], int) or raw[name] < 1:
+            raise ValueError(f"{path}: {name} must be at least 1, a whole number, got {raw[name]!r}")
     heads = raw["num_attention_heads"]
     # What transformers supposes where a file says nothing.
     head_dim = raw.get("head_dim") or (128 if raw["model_type"] == "qwen3" else raw["hidden_size"] // heads)
@@ -281,6 +299,9 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, str]]:
         index = _read_json(directory / _INDEX).get("weight_map")
         if not isinstance(index, dict) or not index:
             raise ValueError(f"{directory / _INDEX} has no weight_map")
+        for tensor, name in index.items():
+            if not isinstance(name, str):
+                raise ValueError(f"{directory / _INDEX} puts tensor {tensor} in {name!r}, which is no file's name")
         names = sorted(set(index.values()))
         for name in names:
             if Path(name).name != name:
@@ -389,6 +410,8 @@ def load_hf(
             found = ", ".join(f"{name} {kind}" for kind, name in dtypes.items())
             raise ValueError(f"{directory} holds {found}: give the dtype to load them as (float32 or bfloat16)")
         dtype = cast(Dtype, next(iter(dtypes)))
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError(f"{directory} as float64 needs jax_enable_x64: switch it on, or give dtype='float32'")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     return config, _load(config, headers, abstract, jnp.dtype(dtype), mesh)
 
@@ -409,7 +432,7 @@ def _load(config: ModelConfig, headers: dict[str, _Header], abstract: Params, dt
                 names = _at(axes, entry.path)
                 if entry.layer is not None:
                     shape, names = shape[1:], names[1:]
-                host: np.ndarray = entry.weight.to_ours(file.get_tensor(entry.name), shape).astype(dtype)
+                host: np.ndarray = entry.weight.to_ours(file.get_tensor(entry.name), shape).astype(dtype, copy=False)
                 if mesh is None:
                     x = jnp.asarray(host)
                 else:
@@ -458,14 +481,17 @@ def save_hf(
       max_file_bytes: of a weight file, and so of the host's memory; a larger tensor has a file of its own.
 
     Raises:
-      ValueError: the directory holds something, or Hugging Face has no such family.
+      ValueError: the directory holds something, the companions are not there, or Hugging Face has no such family.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()
+    if companions is not None and not Path(companions).is_dir():
+        raise ValueError(f"companions: {companions} is no directory")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise ValueError(f"{directory} exists and is not an empty directory: choose another")
     base = {}
     if companions is not None and (Path(companions) / "config.json").is_file():
         base = _read_json(Path(companions) / "config.json")
+        base.pop("layer_types", None)  # one for each layer; without it all are full attention
     target = jnp.dtype(dtype or config.param_dtype)
     written = _config_json(config, target.name, base)
 

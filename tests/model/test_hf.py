@@ -22,7 +22,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from polyepo_jax.model import Llama3RopeScaling, ModelConfig, forward, logical_axes
+from polyepo_jax.model import Llama3RopeScaling, ModelConfig, forward, hf, logical_axes
 from polyepo_jax.model.hf import load_hf, read_config, save_hf
 from polyepo_jax.sampling.generate import GenerationSpec, generate
 from polyepo_jax.sampling.methods import Sampling
@@ -525,8 +525,9 @@ def test_a_save_that_was_killed_does_not_hinder_the_next(tmp_path, monkeypatch):
 # --- placement and memory ---
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2), (8, 1, 1)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "sizes"), [*((family, (1, 4, 2)) for family in FAMILIES), ("qwen3", (2, 2, 2)), ("qwen3", (8, 1, 1))]
+)
 def test_parameters_lie_where_the_rules_put_them(family, sizes):
     config, params, _ = golden(family)
     mesh = make_mesh(MeshConfig(*sizes))
@@ -544,6 +545,20 @@ def test_parameters_lie_where_the_rules_put_them(family, sizes):
         assert cut["layers"]["self_attn"]["q_proj"].addressable_shards[0].data.size * 8 == (
             params["layers"]["self_attn"]["q_proj"].size
         )
+
+
+def test_no_device_ever_holds_a_whole_stack(monkeypatch):
+    """Where the stacks end up does not tell: one made on a single device is cut by its first layer."""
+    placed, set_layer = [], hf._set_layer
+
+    def watched(stack, x, layer):
+        placed.append((stack.sharding, x.sharding))
+        return set_layer(stack, x, layer)
+
+    monkeypatch.setattr(hf, "_set_layer", watched)
+    load_hf(GOLDEN / "hf_llama", mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
+    assert placed
+    assert all(len(sharding.device_set) == 8 for pair in placed for sharding in pair)
 
 
 def test_converts_onto_a_mesh():

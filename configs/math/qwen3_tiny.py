@@ -1,0 +1,40 @@
+r"""Poly-EPO on sums, as qwen3_4b_polaris.py at a size for two CPU cores.
+
+python -m polyepo_jax.train --config configs/math/qwen3_tiny.py
+"""
+
+from pathlib import Path
+
+from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, InitConfig, SamplingConfig, SFTConfig
+from polyepo_jax.config_files import load
+from polyepo_jax.losses import PolicyLoss
+from polyepo_jax.sets import Polychromic, SetAdvantage
+from polyepo_jax.update import OptimizerConfig
+
+
+def get_config() -> Config:
+    warm_start = load(Path(__file__).with_name("qwen3_tiny_warm_start.py"), SFTConfig)
+    return Config(
+        task=warm_start.task,
+        model=warm_start.model,
+        init=InitConfig(run_dir="runs/math/qwen3_tiny_warm_start"),
+        max_steps=60,
+        save_interval_steps=20,
+        eval_interval_steps=20,
+        long_prompts="drop",
+        prompts_per_step=32,
+        num_generations=8,
+        max_prompt_length=warm_start.max_prompt_length,
+        max_completion_length=warm_start.max_completion_length,
+        temperature=1.0,
+        learning_rate=2e-4,
+        sampling=SamplingConfig(top_p=1.0, max_rows=128),
+        algorithm=AlgorithmConfig(
+            advantage=SetAdvantage(Polychromic(set_size=4)),
+            loss=PolicyLoss(epsilon=0.2, epsilon_high=0.28, denominator="max_length", dual_clip=3.0),
+            mini_batch_size=16,
+            micro_batch_size=64,
+        ),
+        optimizer=OptimizerConfig(b1=0.9, b2=0.99, max_grad_norm=1.0),
+        evaluation=EvaluationConfig(num_samples=16, num_validation_prompts=32),
+    )
