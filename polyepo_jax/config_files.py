@@ -78,6 +78,8 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
     if isinstance(value, dict) and set(value) == {"function"}:
         return _resolve(value["function"], where)
     if isinstance(value, list):
+        if _is_dataclass(hint):
+            raise InputError(f"{where}: expected the fields of a {hint.__name__}, got a list")
         # JSON has no tuples, and a config that serves as a key of caches has no lists.
         make = list if list in (hint, typing.get_origin(hint)) else tuple
         items = make(from_json(item, Any, f"{path}[{index}]") for index, item in enumerate(value))

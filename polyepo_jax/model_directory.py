@@ -61,10 +61,14 @@ def _read_model(directory: Path) -> ModelConfig:
             return read_hf_config(directory)
         except ValueError as error:
             raise InputError(str(error)) from error
+    path = directory / _MODEL
     try:
-        return from_json(json.loads((directory / _MODEL).read_text()), ModelConfig, _MODEL)
-    except ValueError as error:
-        raise InputError(f"{directory / _MODEL} is not readable JSON: {error}") from error
+        value = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}: import the model again")
+    return from_json(value, ModelConfig, str(path))
 
 
 def _checksum(path: Path) -> int:

@@ -82,7 +82,8 @@ class Session:
         self._validation = admitted(config, "validation")[: config.evaluation.num_validation_prompts]
         if config.eval_interval_steps and not self._validation:
             raise InputError(
-                f"eval_interval_steps = {config.eval_interval_steps}, but the task has no validation problems: set it to 0"
+                f"eval_interval_steps = {config.eval_interval_steps}, but the task has no validation problems: set it "
+                "to 0"
             )
         num_dropped = len(config.task.problems("train")) - len(self._problems)
         if num_dropped:

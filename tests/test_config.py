@@ -23,11 +23,13 @@ def spread(rewards_M, clusters_M):
 spread.set_size = 3
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# Beside them lies what makes a tiny model and its problems.
+FILES = [path for path in sorted(CONFIGS.rglob("*.py")) if path.stem != "make_tiny"]
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_every_config_of_the_repository_is_valid_and_documented(path):
-    expected = SFTConfig if path.stem == "warm_start" else Config
+    expected = SFTConfig if path.stem.endswith("warm_start") else Config
     config = load(path, expected)
     assert from_json(json.loads(json.dumps(to_json(config))), expected) == config
     command = f"python -m polyepo_jax.{'sft' if expected is SFTConfig else 'train'} --config configs/"
@@ -196,6 +198,7 @@ def test_a_missing_config_is_named(tmp_path):
         ({"optimizer": {"b3": 1}}, "unknown key 'optimizer.b3'.*allowed are .*b1, b2"),
         ({"optimizer": {"b1": "0.9"}}, "optimizer.b1: expected float, got '0.9'"),
         ({"optimizer": 3}, "optimizer: expected the fields of a OptimizerConfig, got 3"),
+        ({"optimizer": [1]}, "optimizer: expected the fields of a OptimizerConfig, got a list"),
         ({"max_steps": 1.5}, "max_steps: expected int, got 1.5"),
         ({"max_steps": True}, "max_steps: expected int, got True"),
         ({"task": {"class": "polyepo_jax.tasks:Nothing"}}, "task: 'polyepo_jax.tasks:Nothing' cannot be found"),

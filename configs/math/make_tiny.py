@@ -4,7 +4,7 @@ python configs/math/make_tiny.py
 
 Writes below runs/math/: tiny_model/, a directory in Hugging Face's format with a random Qwen3 and a byte-level
 tokenizer with the chat template of that family; tiny_train.jsonl and tiny_test.jsonl, sums of two numbers. Always the
-same, in about 5 s. What is there already stays, and where it is something else nothing is written.
+same, in about 10 s. What is there already stays, and where it is something else nothing is written.
 """
 
 import json
@@ -24,7 +24,6 @@ from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import init, save_hf
 
 NUM_TRAIN, NUM_TEST = 1000, 128
-NUM_IDS = 310  # of the tokenizer; the embedding has some rows more, as Qwen's has
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -45,7 +44,7 @@ def problems() -> list[dict[str, str]]:
 
 
 def tokenizer(text: Sequence[str]) -> tokenizers.Tokenizer:
-    """A byte-level BPE of NUM_IDS ids, digits one by one, with SPECIAL at their end."""
+    """A byte-level BPE with the words of the text and SPECIAL at the end: any other text has an encoding, too."""
     bpe = tokenizers.Tokenizer(models.BPE())
     words = r"\p{N}|[^\r\n\p{L}\p{N}]?\p{L}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"  # as Qwen's
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -56,12 +55,8 @@ def tokenizer(text: Sequence[str]) -> tokenizers.Tokenizer:
     )
     bpe.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    size = NUM_IDS - len(SPECIAL)
-    bpe.train_from_iterator(
-        text, trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-    )
+    bpe.train_from_iterator(text, trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
     bpe.add_special_tokens(list(SPECIAL))
-    print(bpe.get_vocab_size())
     return bpe
 
 
@@ -84,7 +79,7 @@ def write_tokenizer(directory: Path, bpe: tokenizers.Tokenizer) -> None:
 
 
 def make(directory: Path, config: SFTConfig) -> dict[str, Path]:
-    """Makes everything in a fresh directory; returns where each piece belongs -> where it is."""
+    """Makes everything in an empty directory; returns where each piece belongs -> where it is."""
     rows = problems()
     made = {}
     for path, part in ((config.task.train, rows[:NUM_TRAIN]), (config.task.test, rows[NUM_TRAIN:])):
@@ -92,16 +87,17 @@ def make(directory: Path, config: SFTConfig) -> dict[str, Path]:
         made[path].write_text("".join(json.dumps(row) + "\n" for row in part), "utf-8")
     companions = directory / "tokenizer"
     companions.mkdir()
-    lines = ["user\n", "assistant\n", "7+5=12, 30+12=42. \\boxed{42}"]
-    lines += [rows[0]["problem"] + config.task.instruction] 
-    write_tokenizer(companions, tokenizer([line for line in lines for _ in range(2)]))
+    lines = ["user\n", "assistant\n", "7+5=12, 30+12=42. \\boxed{42}", rows[0]["problem"] + config.task.instruction]
+    write_tokenizer(companions, tokenizer(lines * 2))  # twice, for what occurs once is not merged
     model_dir = str(config.init.model_dir)
     made[model_dir] = directory / "model"
-    save_hf(made[model_dir], config.model, init(config.model, jax.random.key(0)), companions=companions)
+    params = jax.jit(init, static_argnums=0)(config.model, jax.random.key(0))
+    save_hf(made[model_dir], config.model, params, companions=companions)
     return made
 
 
 def _content(path: Path) -> dict[str, bytes]:
+    """Each file, by its path in the directory; of a file itself, by `.`."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 

@@ -410,7 +410,7 @@ def load_hf(
             found = ", ".join(f"{name} {kind}" for kind, name in dtypes.items())
             raise ValueError(f"{directory} holds {found}: give the dtype to load them as (float32 or bfloat16)")
         dtype = cast(Dtype, next(iter(dtypes)))
-    if dtype == "float64" and not jax.config.jax_enable_x64:
+    if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{directory} as float64 needs jax_enable_x64: switch it on, or give dtype='float32'")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     return config, _load(config, headers, abstract, jnp.dtype(dtype), mesh)
@@ -491,7 +491,8 @@ def save_hf(
     base = {}
     if companions is not None and (Path(companions) / "config.json").is_file():
         base = _read_json(Path(companions) / "config.json")
-        base.pop("layer_types", None)  # one for each layer; without it all are full attention
+        if len(base.get("layer_types") or ()) != config.num_hidden_layers:
+            base.pop("layer_types", None)  # one for each layer; without it all are full attention
     target = jnp.dtype(dtype or config.param_dtype)
     written = _config_json(config, target.name, base)
 

@@ -5,9 +5,16 @@ import itertools
 from collections.abc import Iterator
 
 from polyepo_jax.config import Config
-from polyepo_jax.planning.estimate import rollout_memory, rollout_seconds, shape_of, update_memory, update_work
-from polyepo_jax.planning.hardware import Chip
-from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.planning.estimate import (
+    rollout_memory,
+    rollout_seconds,
+    shape_of,
+    update_memory,
+    update_work,
+    wave_rows,
+)
+from polyepo_jax.planning.hardware import GENERATIONS, Chip, Topology, parse_topology
+from polyepo_jax.sharding import AXES, MeshConfig, mesh_sizes
 from polyepo_jax.startup import nearest_meshes, update_rows, why_not
 
 Sizes = tuple[int, int, int]
@@ -29,6 +36,19 @@ class Change:
     def arguments(self) -> str:
         """The overrides as they are typed."""
         return " ".join(f"--{key} {value}" for key, value in self.overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """Other devices, and the change of the config that goes with them."""
+
+    topology: Topology
+    change: Change
+
+
+def platform_of(topology: Topology) -> str:
+    """ "tpu", "gpu" or "cpu"."""
+    return "tpu" if topology.compiles else ("cpu" if topology.name == "cpu" else "gpu")
 
 
 def peak_bytes(config: Config, sizes: Sizes, platform: str) -> tuple[int, int]:
@@ -90,9 +110,11 @@ def nearest_change(
         micros = [None, *_micro_batches(on_mesh, mesh[0] * mesh[1])]
         remats = [False] if config.model.remat == "full" else [False, True]
         for micro, wave, remat in itertools.product(micros, [None, *_waves(config)], remats):
-            changed = _with(on_mesh, micro, wave, remat)
             number = (mesh != sizes) + (micro is not None) + (wave is not None) + remat
-            if number == 0 or (best is not None and number > best[0][0]) or why_not(changed, mesh):
+            if number == 0 or (best is not None and number > best[0][0]):
+                continue
+            changed = _with(on_mesh, micro, wave, remat)
+            if why_not(changed, mesh):
                 continue
             peaks = peak_bytes(changed, mesh, platform)
             peak = int(max(p * s for p, s in zip(peaks, scales, strict=True)))
@@ -102,37 +124,68 @@ def nearest_change(
             rank = number, seconds or 0.0
             if best is None or rank < best[0]:
                 overrides = [
-                    *(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), mesh, strict=True) if mesh != sizes else ()),
-                    *((("algorithm.micro-batch-size", micro),) if micro is not None else ()),
-                    *((("sampling.max-rows", wave),) if wave is not None else ()),
+                    *(_mesh_overrides(mesh) if mesh != sizes else ()),
+                    *((("algorithm.micro-batch-size", str(micro)),) if micro is not None else ()),
+                    *((("sampling.max-rows", str(wave)),) if wave is not None else ()),
                     *((("model.remat", "full"),) if remat else ()),
                 ]
-                written = tuple((key, str(value)) for key, value in overrides)
-                best = rank, Change(written, changed, mesh, peak, seconds)
+                best = rank, Change(tuple(overrides), changed, mesh, peak, seconds)
     return None if best is None else best[1]
 
 
+def _mesh_overrides(sizes: Sizes) -> tuple[tuple[str, str], ...]:
+    return tuple((f"mesh.{axis}", str(size)) for axis, size in zip(AXES, sizes, strict=True))
+
+
 def largest_wave(config: Config, sizes: Sizes, platform: str, chip: Chip, scale: float = 1.0) -> int | None:
-    """The most rows of a wave whose rollout fits; None if not even one prompt's generations do."""
-    most = config.prompts_per_step
-    for prompts in range(most, 0, -1):
+    """Rows of the largest wave whose rollout fits; None if not even one prompt's generations do."""
+    for prompts in range(config.prompts_per_step, 0, -1):
         changed = _with(config, None, prompts * config.num_generations, False)
         if why_not(changed, sizes) is None and peak_bytes(changed, sizes, platform)[1] * scale <= chip.hbm_bytes:
-            return prompts * config.num_generations
+            # Waves are of one size, which can be less than the limit that was asked for.
+            return wave_rows(changed, sizes[0] * sizes[1])
     return None
 
 
-def fewest_devices(config: Config, platform: str, chip: Chip, more_than: int, at_most: int = 4096) -> Change | None:
-    """The same run on the fewest devices, a power of two times as many, on which it fits with some mesh or change."""
-    num_devices = more_than * 2
-    while num_devices <= at_most:
-        for sizes in nearest_meshes(config, num_devices, count=1):
-            if max(peak_bytes(config, sizes, platform)) <= chip.hbm_bytes:
-                on_mesh = dataclasses.replace(config, mesh=MeshConfig(*sizes))
-                peak = max(peak_bytes(config, sizes, platform))
-                return Change((), on_mesh, sizes, peak, step_seconds(config, sizes, platform, chip))
-            change = nearest_change(config, sizes, platform, chip)
+def _doubled(topology: Topology) -> Topology | None:
+    """Twice the devices: the shortest side of a slice doubled, or twice the slices of the largest shape."""
+    kind, _, shape = topology.name.partition(":")
+    if kind == "gpu":
+        name, _, count = shape.rpartition("x")
+        return parse_topology(f"gpu:{name}x{2 * int(count)}")
+    if kind not in GENERATIONS:
+        return None
+    sides = [int(side) for side in shape.split("x")]
+    shortest = len(sides) - 1 - sides[::-1].index(min(sides))
+    sides[shortest] *= 2
+    try:
+        return parse_topology(f"{kind}:{'x'.join(map(str, sides))}", topology.num_slices)
+    except ValueError:
+        return parse_topology(topology.name, 2 * topology.num_slices)
+
+
+def fewest_devices(config: Config, topology: Topology, at_most: int = 4096) -> Advice | None:
+    """The fewest devices of that kind on which the run fits with some mesh or change; they are doubled until it does."""
+    platform, chip = platform_of(topology), topology.chip
+    larger = _doubled(topology)
+    while larger is not None and larger.num_devices <= at_most:
+        try:
+            own = mesh_sizes(config.mesh, larger.num_devices)
+        except ValueError:
+            own = None
+        for sizes in nearest_meshes(config, larger.num_devices, count=1):
+            # The config's own mesh grows with the devices where one of its axes is -1.
+            sizes = own if own is not None and why_not(config, own) is None else sizes
+            on_mesh = config if sizes == own else dataclasses.replace(config, mesh=MeshConfig(*sizes))
+            overrides = () if sizes == own else _mesh_overrides(sizes)
+            peak = max(peak_bytes(on_mesh, sizes, platform))
+            if peak <= chip.hbm_bytes:
+                seconds = step_seconds(on_mesh, sizes, platform, chip)
+                return Advice(larger, Change(overrides, on_mesh, sizes, peak, seconds))
+            change = nearest_change(on_mesh, sizes, platform, chip)
             if change is not None:
-                return change
-        num_devices *= 2
+                if change.sizes == sizes:
+                    change = dataclasses.replace(change, overrides=(*overrides, *change.overrides))
+                return Advice(larger, change)
+        larger = _doubled(larger)
     return None

@@ -21,6 +21,12 @@ from polyepo_jax.sharding import AXES, param_shardings
 from polyepo_jax.startup import abstract_params, update_rows, update_spec
 from polyepo_jax.update import UpdateSpec, init_state, state_shardings
 
+# A TPU's vectors: heads of 64 take as much memory as heads of 128.
+_TPU_LANES = 128
+
+# Queries whose scores `model.attention` holds at a time.
+_XLA_BLOCK = 1024
+
 # One pass over the data-center network that joins TPU slices, bytes/s of a chip: 100 Gbit/s for a host of four.
 SLICE_BANDWIDTH = 100e9 / 8 / 4
 
@@ -86,11 +92,13 @@ class Shape:
     """The numbers that everything here is computed from.
 
     model, sizes: of the run; sizes of the mesh along data, fsdp, tensor. kernel: of attention.
+    lanes: elements that the last axis of an array is padded to a multiple of in memory.
     """
 
     model: ModelConfig
     sizes: tuple[int, int, int]
     kernel: str
+    lanes: int = 1
 
     @property
     def num_shards(self) -> int:
@@ -105,6 +113,11 @@ class Shape:
     def itemsize(self) -> int:
         """Bytes of an activation."""
         return jnp.dtype(self.model.dtype).itemsize
+
+    @property
+    def padded_head_dim(self) -> int:
+        """Elements that a head takes in memory."""
+        return -(-self.model.head_dim // self.lanes) * self.lanes
 
     @property
     def layer_weights(self) -> int:
@@ -128,7 +141,7 @@ class Shape:
         full = 4 * self.model.num_attention_heads * self.model.head_dim * length**2
         if self.kernel != "xla":
             return full / 2  # blocks above the diagonal are skipped
-        num_blocks = -(-length // 1024)
+        num_blocks = -(-length // _XLA_BLOCK)
         return full * (num_blocks + 1) / (2 * num_blocks)
 
     def forward_flops(self, length: int) -> float:
@@ -141,7 +154,7 @@ def shape_of(config: Config, sizes: tuple[int, int, int], platform: str) -> Shap
     kernel = config.model.attention
     if kernel == "auto":
         kernel = {"tpu": "splash", "gpu": "cudnn" if config.model.dtype == "bfloat16" else "xla"}.get(platform, "xla")
-    return Shape(config.model, sizes, kernel)
+    return Shape(config.model, sizes, kernel, lanes=_TPU_LANES if platform == "tpu" else 1)
 
 
 def state_bytes(config: Config, sizes: tuple[int, int, int]) -> tuple[int, int]:
@@ -170,52 +183,95 @@ def wave_rows(config: Config, num_shards: int) -> int:
 
 
 def cache_bytes(config: Config, shape: Shape) -> int:
-    """Keys and values of a wave, bytes of a device; exact where the wave's rows divide."""
+    """Keys and values of a wave, bytes of a device, as they lie in its memory."""
     model = config.model
     rows = wave_rows(config, shape.num_shards)
     local = rows // shape.num_shards if rows % shape.num_shards == 0 else rows
     slots = config.max_prompt_length + config.max_completion_length - 1
     heads = model.num_key_value_heads // shape.tensor
-    return 2 * model.num_hidden_layers * local * slots * heads * model.head_dim * shape.itemsize
+    return 2 * model.num_hidden_layers * local * slots * heads * shape.padded_head_dim * shape.itemsize
 
 
 def update_memory(config: Config, shape: Shape) -> Memory:
-    """Of `train_step`."""
+    """Of `train_step`, at the fuller of its two peaks.
+
+    One is where logits are differentiated: what the layers keep for the backward pass is complete, a chunk of logits
+    and the output table's gradient lie beside it. The other is where the layers are: the micro-batch's gradients fill
+    up beside those accumulated, with the activations of a single layer.
+    """
     model, spec = config.model, update_spec(config)
     weights, optimizer = state_bytes(config, shape.sizes)
     own_weights = weights // (2 if spec.loss.needs_reference else 1)
     rows = update_rows(config)[1]
-    mini_rows = spec.mini_batch_rows or config.prompts_per_step * config.num_generations
-    accumulates = rows < mini_rows
+    accumulates = rows < (spec.mini_batch_rows or config.prompts_per_step * config.num_generations)
+    accumulated = own_weights if accumulates else 0
+    size, t, f = shape.itemsize, shape.tensor, shape.sizes[1]
+    local = rows / shape.num_shards
     length = config.max_prompt_length + config.max_completion_length
-    local, size, t = rows / shape.num_shards, shape.itemsize, shape.tensor
+    tokens, scored = local * length, local * config.max_completion_length
+    kept = model.num_hidden_layers * _kept_by_layer(shape, local, length)
+    batch = config.prompts_per_step * config.num_generations * length * (4 + 4 + 2) / shape.num_shards
+    # Weights are converted where they lie, all layers at once, then gathered: a layer, and the next one ahead of time.
+    converted = model.num_hidden_layers * shape.layer_weights / t / f * size * (model.dtype != model.param_dtype)
+    gathered = f > 1 or model.dtype != model.param_dtype
+    table = shape.output_weights / t
+
+    chunk_length = max(int(spec.max_logits * t / (local * model.vocab_size)), 1)
+    logits = 4 * local * min(chunk_length, config.max_completion_length) * model.vocab_size / t
+    if chunk_length < config.max_completion_length:
+        # In the loop over chunks the table's gradient is summed up, whole and in the parameters' dtype; where the
+        # vocabulary is cut, a chunk's gradient lies beside the sum.
+        output = logits + table * jnp.dtype(model.param_dtype).itemsize * (2 if t > 1 else 1)
+    else:
+        # Without a loop the gradient at the targets is an array of its own, moved to where the vocabulary is cut.
+        output = logits * (3 if t > 1 and shape.num_shards > 1 else 1)
+    at_output = Memory(
+        weights=weights,
+        optimizer=optimizer,
+        gradients=accumulated,
+        copies=int(converted + table * size * gathered),
+        activations=int(kept + output + 3 * scored * model.hidden_size * size + batch),
+    )
+    at_layers = Memory(
+        weights=weights,
+        optimizer=optimizer,
+        gradients=accumulated + own_weights,
+        copies=int(converted + 2 * shape.layer_weights / t * size * gathered),
+        activations=int(kept + _differentiated_layer(shape, local, length) + batch),
+    )
+    return max(at_output, at_layers, key=lambda memory: memory.total)
+
+
+def _kept_by_layer(shape: Shape, rows: float, length: int) -> float:
+    """Bytes that a layer leaves for the backward pass: its input, and as `remat` says the outputs of products."""
+    model, t, tokens = shape.model, shape.tensor, rows * length
     D, F, A = model.hidden_size, model.intermediate_size, model.head_dim
-    H, K, L = model.num_attention_heads, model.num_key_value_heads, model.num_hidden_layers
-    tokens = local * length
-    # What the layers leave for the backward pass: their input, and the outputs of matrix products.
+    H, K = model.num_attention_heads, model.num_key_value_heads
     kept = tokens * D / t
     if model.remat != "full":
         kept += tokens * ((H + 2 * K) * A + 2 * F) / t + 2 * tokens * D / t
     if model.remat == "none":
         kept += tokens * (4 * D + 3 * F + (H + K) * A) / t
         if shape.kernel == "xla":
-            kept += 2 * H * local * min(length, 1024) * length / t
-    # The layer that is being differentiated: its inputs whole, queries, keys, values and what is in between twice.
-    layer = tokens * (3 * D + (2 * (2 * H + 2 * K) * A + 5 * F) / t) * size
+            kept += 2 * H * rows * min(length, _XLA_BLOCK) * length / t
+    return kept * shape.itemsize
+
+
+def _differentiated_layer(shape: Shape, rows: float, length: int) -> float:
+    """Bytes of the layer that is being differentiated: what is between its products, and the gradients of that.
+
+    Whole: the inputs of attention and of the MLP, the gradients of output and input. Cut: queries, keys, values and
+    what was attended to; gate, up and their product with the gradients of the three.
+    """
+    model, t, tokens = shape.model, shape.tensor, rows * length
+    D, F, A = model.hidden_size, model.intermediate_size, shape.padded_head_dim
+    H, K = model.num_attention_heads, model.num_key_value_heads
+    layer = tokens * (4 * D + ((2 * H + 2 * K) * A + 6 * F) / t) * shape.itemsize
+    if shape.kernel == "splash":
+        layer += 4 * tokens * H * shape.lanes / t  # each query's normaliser, on all lanes
     if shape.kernel == "xla":
-        layer += 3 * 4 * H * local * min(length, 1024) * length / t
-    # The output: hidden states, a chunk of logits with its gradient, and the table's gradient.
-    chunk = min(spec.max_logits, local * config.max_completion_length * model.vocab_size / t)
-    output = 2 * tokens * D * size + 3 * 4 * chunk + shape.output_weights / t * 4
-    copies = 2 * shape.layer_weights / t * size + shape.output_weights / t * size
-    batch = config.prompts_per_step * config.num_generations * length * (4 + 4 + 2) / shape.num_shards
-    return Memory(
-        weights=weights,
-        optimizer=optimizer,
-        gradients=own_weights * (2 if accumulates else 1),
-        copies=int(copies) if shape.sizes[1] > 1 or model.dtype != model.param_dtype else 0,
-        activations=int(L * kept * size + max(layer, output) + batch),
-    )
+        layer += 3 * 4 * H * rows * min(length, _XLA_BLOCK) * length / t
+    return layer
 
 
 def rollout_memory(config: Config, shape: Shape) -> Memory:
@@ -230,9 +286,11 @@ def rollout_memory(config: Config, shape: Shape) -> Memory:
     copies = shape.matrix_weights / t * size if copied else 2 * shape.layer_weights / t * size
     # Prefill: the prompts' own cache, and one layer's activations.
     tokens = local_prompts * config.max_prompt_length
-    prompt_cache = cache_bytes(config, shape) / (config.max_prompt_length + config.max_completion_length - 1)
-    prompt_cache *= config.max_prompt_length / config.num_generations
+    slots = config.max_prompt_length + config.max_completion_length - 1
+    prompt_cache = cache_bytes(config, shape) / slots * config.max_prompt_length / config.num_generations
     prefill = prompt_cache + tokens * (3 * model.hidden_size + 3 * model.intermediate_size / t) * size
+    # Forking: keys are spread over the rows, in a copy as long as the prompts, while the values are there already.
+    fork = cache_bytes(config, shape) / 2 * config.max_prompt_length / slots
     # Decoding: logits in float32, three times over while a token is drawn.
     decode = 3 * 4 * rows / shape.num_shards * model.vocab_size / t
     results = rows * config.max_completion_length * 9 / shape.num_shards
@@ -241,7 +299,7 @@ def rollout_memory(config: Config, shape: Shape) -> Memory:
         optimizer=optimizer,
         cache=cache_bytes(config, shape),
         copies=int(copies),
-        activations=int(max(prefill, decode) + results),
+        activations=int(max(prefill, fork, decode) + results),
     )
 
 

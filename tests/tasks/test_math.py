@@ -34,7 +34,7 @@ def task(tmp_path):
     """Twenty training problems and five for testing."""
     train = write(tmp_path / "train.jsonl", [{"problem": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(20)])
     test = write(tmp_path / "held.out.jsonl", [{"problem": f"{i} + 2 = ?", "answer": i + 2} for i in range(5)])
-    return Math(train, test, str(tmp_path / "model"), num_validation=4)
+    return Math(train, str(tmp_path / "model"), test, num_validation=4)
 
 
 @pytest.mark.parametrize(
@@ -210,10 +210,10 @@ def test_splits_are_disjoint_and_numbered_by_row(task):
         assert p == Problem(p.id, f"{p.id} + 1 = ?{task.instruction}", str(p.id + 1))
     assert test[1].reference == "3"
     assert "\\boxed{}" in test[1].prompt
-    assert validation == Math(task.train, None, "elsewhere", num_validation=4).problems("validation")
-    assert Math(task.train, None, "elsewhere").problems("test") == ()
-    assert len(Math(task.train, None, "elsewhere").problems("train")) == 20
-    assert len({*validation, *Math(task.train, None, "m", num_validation=8).problems("validation")}) == 8
+    assert validation == Math(task.train, "elsewhere", None, num_validation=4).problems("validation")
+    assert Math(task.train, "elsewhere", None).problems("test") == ()
+    assert len(Math(task.train, "elsewhere", None).problems("train")) == 20
+    assert len({*validation, *Math(task.train, "m", None, num_validation=8).problems("validation")}) == 8
 
 
 def test_names_say_what_is_held_out(task):
@@ -222,7 +222,7 @@ def test_names_say_what_is_held_out(task):
 
 
 def test_nothing_is_read_before_use_and_configs_hold_the_fields(tmp_path):
-    task = Math(str(tmp_path / "absent.jsonl"), None, str(tmp_path / "absent"), chat=False)
+    task = Math(str(tmp_path / "absent.jsonl"), str(tmp_path / "absent"), None, chat=False)
     assert task.tokenizer == HFTokenizer(str(tmp_path / "absent"), chat=False)
     assert from_json(json.loads(json.dumps(to_json(task))), Task) == task
     with pytest.raises(ValueError, match=r"absent\.jsonl: cannot be read .*JSON lines of 'problem' and 'answer'"):
@@ -239,14 +239,14 @@ def test_prompts_are_turns_of_the_chat_template(task):
 def test_of_equal_problems_the_first_stays(tmp_path):
     rows = [("a  b", "1"), ("c", "2"), ("a b\n", "3"), ("c", "2"), ("d", "4")]
     path = write(tmp_path / "train.jsonl", [{"problem": p, "answer": a} for p, a in rows])
-    problems = Math(path, None, "model", instruction="").problems("train")
+    problems = Math(path, "model", None, instruction="").problems("train")
     assert [(p.id, p.prompt, p.reference) for p in problems] == [(0, "a  b", "1"), (1, "c", "2"), (4, "d", "4")]
 
 
 def test_numbers_are_kept_as_spelled(tmp_path):
     text = '{"q": "a", "a": 0.10}\n\n{"q": "b\u2028", "a": 1' + "0" * 5000 + '}\r\n{"q": "c", "a": -3}'
     (tmp_path / "train.jsonl").write_text(text, "utf-8", newline="")
-    problems = Math(str(tmp_path / "train.jsonl"), None, "model", problem_field="q", answer_field="a").problems("train")
+    problems = Math(str(tmp_path / "train.jsonl"), "model", None, problem_field="q", answer_field="a").problems("train")
     assert [p.reference for p in problems] == ["0.10", "1" + "0" * 5000, "-3"]
     assert problems[1].prompt.startswith("b\u2028")
 
@@ -274,21 +274,21 @@ def test_rows_that_are_not_as_described_are_refused_by_line(tmp_path, line, mess
     path = tmp_path / "train.jsonl"
     path.write_text(f'{{"problem": "x", "answer": "1"}}\n\n{line}\n', "utf-8")
     with pytest.raises(ValueError, match=message) as caught:
-        Math(str(path), None, "model").problems("train")
+        Math(str(path), "model", None).problems("train")
     assert str(path) in str(caught.value)
 
 
 def test_unusable_files_and_settings_are_refused(tmp_path, task):
     empty = write(tmp_path / "empty.jsonl", [])
     with pytest.raises(ValueError, match=r"empty\.jsonl: there is no problem in it"):
-        Math(task.train, empty, "model").problems("train")
+        Math(task.train, "model", empty).problems("train")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"binary\.jsonl: cannot be read"):
-        Math(str(tmp_path / "binary.jsonl"), None, "model").problems("train")
+        Math(str(tmp_path / "binary.jsonl"), "model", None).problems("train")
     leak = write(tmp_path / "leak.jsonl", [{"problem": f"{i}  + 1 = ?", "answer": "1"} for i in (3, 4, 30)])
     with pytest.raises(ValueError, match=r"2 problems of .*leak\.jsonl are in .*train\.jsonl too, e\.g\. '3 \+ 1"):
-        Math(task.train, leak, "model").problems("train")
+        Math(task.train, "model", leak).problems("train")
     with pytest.raises(ValueError, match="num_validation = 20 leaves none of the 20 problems"):
-        Math(task.train, None, "model", num_validation=20).problems("validation")
+        Math(task.train, "model", None, num_validation=20).problems("validation")
     with pytest.raises(ValueError, match="num_validation must be at least 0, got -1"):
-        Math(task.train, None, "model", num_validation=-1)
+        Math(task.train, "model", None, num_validation=-1)

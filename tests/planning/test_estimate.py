@@ -1,0 +1,288 @@
+"""The plan by arithmetic against arrays, compiled programs and the compiler for TPU."""
+
+import dataclasses
+import importlib.util
+import math
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from polyepo_jax.config import AlgorithmConfig, Config, SamplingConfig
+from polyepo_jax.losses import PolicyLoss
+from polyepo_jax.model import ModelConfig, init
+from polyepo_jax.planning.estimate import (
+    cache_bytes,
+    decode_work,
+    num_waves,
+    prefill_work,
+    rollout_memory,
+    rollout_work,
+    shape_of,
+    state_bytes,
+    update_memory,
+    update_work,
+    wave_rows,
+)
+from polyepo_jax.planning.hardware import parse_topology, topology_mesh
+from polyepo_jax.planning.programs import compile_rollout, compile_update
+from polyepo_jax.sharding import MeshConfig, make_mesh, mesh_sizes
+from polyepo_jax.startup import update_spec, why_not
+from polyepo_jax.update import init_state, state_shardings
+from tests.tiny import rl_config
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+
+# Wide enough that what is not a matrix product hardly counts; few enough layers that none is in a loop.
+MODEL = ModelConfig(
+    vocab_size=512,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    attention="xla",
+)
+
+
+def small_config(mesh=None, loss=None, micro_batch_size=None, **model):
+    """Two prompts of four generations on one device, or a mesh; fields of the model as named."""
+    config = rl_config()
+    loss = config.algorithm.loss if loss is None else loss
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(MODEL, **model),
+        prompts_per_step=2,
+        max_prompt_length=24,
+        max_completion_length=40,
+        sampling=SamplingConfig(max_rows=8),
+        mesh=MeshConfig(1, 1, 1) if mesh is None else mesh,
+        algorithm=dataclasses.replace(config.algorithm, loss=loss, micro_batch_size=micro_batch_size),
+    )
+
+
+def cpu_mesh(config: Config):
+    sizes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    return make_mesh(config.mesh, jax.devices()[: abs(math.prod(sizes))])
+
+
+def on_first_device(tree) -> int:
+    return sum(
+        shard.data.nbytes for x in jax.tree.leaves(tree) for shard in x.addressable_shards if shard.device.id == 0
+    )
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(8, 1, 1), MeshConfig(1, 8, 1), MeshConfig(2, 2, 2)])
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": True, "param_dtype": "bfloat16"}])
+def test_weights_and_optimizer_are_those_of_arrays(mesh, changes):
+    config = small_config(mesh=mesh, **changes)
+    spec, placed = update_spec(config), cpu_mesh(config)
+    shardings = state_shardings(spec, placed)
+    abstract = jax.eval_shape(lambda: init_state(spec, init(spec.model, jax.random.key(0))))
+    state = jax.tree.map(lambda x, where: jax.device_put(np.zeros(x.shape, x.dtype), where), abstract, shardings)
+    sizes = mesh_sizes(mesh, 8)
+    assert state_bytes(config, sizes) == (on_first_device(state.params), on_first_device(state.opt_state))
+    with_reference = dataclasses.replace(config.algorithm, loss=PolicyLoss(beta=0.1))
+    weights, optimizer = state_bytes(dataclasses.replace(config, algorithm=with_reference), sizes)
+    assert (weights, optimizer) == (2 * on_first_device(state.params), on_first_device(state.opt_state))
+
+
+# Of a row: tokens, sampler logprobs, two masks; and its advantage.
+ROW_BYTES = (24 + 40) * (4 + 4 + 1 + 1) + 4
+
+
+@pytest.mark.parametrize(
+    ("remat", "tie_word_embeddings", "beta"),
+    [
+        ("none", True, 0),
+        ("none", False, 0),
+        ("dots", True, 0),
+        ("dots", False, 0),
+        ("full", True, 0),
+        ("full", False, 0),
+        ("full", False, 0.1),
+    ],
+)
+def test_update_against_its_program(remat, tie_word_embeddings, beta):
+    config = small_config(loss=PolicyLoss(beta=beta), remat=remat, tie_word_embeddings=tie_word_embeddings)
+    program = compile_update(config, cpu_mesh(config))
+    shape = shape_of(config, (1, 1, 1), "cpu")
+    memory = update_memory(config, shape)
+    scalars = 2 * 4  # step and nonfinite_in_a_row
+    assert program.argument_bytes == memory.weights + memory.optimizer + 8 * ROW_BYTES + scalars
+    assert update_work(config, shape).flops == pytest.approx(program.dot_flops, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "micro_batch_size"), [(MeshConfig(1, 1, 1), 4), (MeshConfig(2, 2, 1), None), (MeshConfig(1, 2, 2), 4)]
+)
+def test_update_on_a_mesh_against_its_program(mesh, micro_batch_size):
+    config = small_config(mesh, remat="full", micro_batch_size=micro_batch_size)
+    program = compile_update(config, cpu_mesh(config))
+    sizes = mesh.data, mesh.fsdp, mesh.tensor
+    shape = shape_of(config, sizes, "cpu")
+    memory = update_memory(config, shape)
+    rows = 8 // (mesh.data * mesh.fsdp)
+    assert program.argument_bytes == memory.weights + memory.optimizer + rows * ROW_BYTES + 8
+    assert update_work(config, shape).flops == pytest.approx(program.dot_flops, rel=0.05)
+
+
+@pytest.mark.parametrize("tie_word_embeddings", [False, True])
+@pytest.mark.parametrize(
+    ("mesh", "dtype"),
+    [(MeshConfig(1, 1, 1), "float32"), (MeshConfig(1, 1, 1), "bfloat16"), (MeshConfig(1, 2, 2), "float32")],
+)
+def test_rollout_against_its_program(mesh, dtype, tie_word_embeddings):
+    config = small_config(dtype=dtype, tie_word_embeddings=tie_word_embeddings, mesh=mesh)
+    # Keys of all layers are larger than any other array.
+    config = dataclasses.replace(config, max_prompt_length=100, max_completion_length=157)
+    program = compile_rollout(config, cpu_mesh(config))
+    shape = shape_of(config, (mesh.data, mesh.fsdp, mesh.tensor), "cpu")
+    heads, rows = 2 // mesh.tensor, 8 // (mesh.data * mesh.fsdp)
+    name = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    keys = [size for size, text, _ in program.largest if text == f"{name}[2,{rows},256,{heads},32]"]
+    assert keys
+    assert cache_bytes(config, shape) == 2 * keys[0]
+    assert rollout_work(config, shape).flops == pytest.approx(program.dot_flops, rel=0.05)
+
+
+def test_a_step_s_rollout_is_waves_of_a_prefill_and_all_tokens_but_one():
+    config = dataclasses.replace(small_config(), sampling=SamplingConfig(max_rows=12), prompts_per_step=7)
+    shape = shape_of(config, (1, 1, 1), "cpu")
+    assert (num_waves(config, shape), wave_rows(config, 1)) == (3, 12)
+    wave = prefill_work(config, shape).flops + 39 * decode_work(config, shape).flops
+    assert rollout_work(config, shape).flops == pytest.approx(3 * wave)
+
+
+# Small, but with everything a large run has: a scan over layers, a loop over micro-batches, weights in bfloat16.
+TPU_MODEL = ModelConfig(
+    vocab_size=16384,
+    hidden_size=512,
+    intermediate_size=1536,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=128,
+    tie_word_embeddings=True,
+    dtype="bfloat16",
+)
+
+
+def tpu_config(mesh: MeshConfig, remat: str, micro_batch_size: int, max_rows: int = 64, head_dim: int = 128) -> Config:
+    config = rl_config()
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(TPU_MODEL, remat=remat, head_dim=head_dim),
+        prompts_per_step=16,
+        max_prompt_length=512,
+        max_completion_length=512,
+        mesh=mesh,
+        sampling=SamplingConfig(max_rows=max_rows),
+        algorithm=AlgorithmConfig(advantage=config.algorithm.advantage, micro_batch_size=micro_batch_size),
+    )
+
+
+def activations(peak_bytes: int, memory) -> int:
+    """What of a compiled peak is not weights, optimizer, gradients, cache or copies, which are known."""
+    return peak_bytes - (memory.total - memory.activations)
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("mesh", "remat", "micro_batch_size"),
+    [(MeshConfig(1, 2, 2), "full", 16), (MeshConfig(1, 4, 1), "dots", 8)],
+)
+def test_activations_of_an_update_on_tpu(mesh, remat, micro_batch_size):
+    config = tpu_config(mesh, remat, micro_batch_size)
+    program = compile_update(config, topology_mesh(parse_topology("v5e:2x2"), mesh))
+    memory = update_memory(config, shape_of(config, (mesh.data, mesh.fsdp, mesh.tensor), "tpu"))
+    assert memory.activations == pytest.approx(activations(program.peak_bytes, memory), rel=0.25)
+    assert memory.total == pytest.approx(program.peak_bytes, rel=0.15)
+
+
+@needs_libtpu
+@pytest.mark.parametrize("head_dim", [128, 64])
+def test_memory_of_a_rollout_on_tpu(head_dim):
+    config = tpu_config(MeshConfig(1, 2, 2), "full", 16, head_dim=head_dim)
+    program = compile_rollout(config, topology_mesh(parse_topology("v5e:2x2"), config.mesh))
+    memory = rollout_memory(config, shape_of(config, (1, 2, 2), "tpu"))
+    peak = program.peak_bytes + memory.optimizer  # which lies beside it
+    assert memory.activations == pytest.approx(activations(peak, memory), rel=0.25)
+    assert memory.total == pytest.approx(peak, rel=0.05)
+
+
+# Properties.
+
+meshes = st.sampled_from([(d, f, t) for d in (1, 2, 4) for f in (1, 2, 4, 8) for t in (1, 2)])
+remats = st.sampled_from(["none", "dots", "full"])
+platforms = st.sampled_from(["cpu", "gpu", "tpu"])
+
+
+@st.composite
+def runs(draw):
+    """A run that its mesh divides, and the mesh."""
+    sizes = draw(meshes)
+    config = tpu_config(MeshConfig(*sizes), draw(remats), draw(st.sampled_from([None, 16, 32])))
+    config = dataclasses.replace(config, max_completion_length=draw(st.integers(2, 3000)))
+    hypothesis.assume(why_not(config, sizes) is None)
+    return config, sizes
+
+
+def replaced(config, **changes):
+    return dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, **changes))
+
+
+def with_rows(config, micro_batch_size=None, max_rows=64):
+    algorithm = dataclasses.replace(config.algorithm, micro_batch_size=micro_batch_size)
+    return dataclasses.replace(config, algorithm=algorithm, sampling=SamplingConfig(max_rows=max_rows))
+
+
+@hypothesis.given(runs(), platforms)
+def test_memory_falls_with_the_micro_batch(run, platform):
+    config, sizes = run
+    hypothesis.assume(16 % (sizes[0] * sizes[1]) == 0)
+    shape = shape_of(config, sizes, platform)
+    small, large, whole = (update_memory(with_rows(config, rows), shape).total for rows in (16, 32, None))
+    assert small < large
+    # Without micro-batches nothing is accumulated: that can weigh less than the rows.
+    gradients = state_bytes(config, sizes)[0]
+    assert large < whole + gradients
+
+
+@hypothesis.given(runs(), platforms)
+def test_memory_of_a_rollout_falls_with_the_wave(run, platform):
+    config, sizes = run
+    # Where shards do not divide a wave's prompts, each reads all of them.
+    hypothesis.assume(8 % (sizes[0] * sizes[1]) == 0)
+    shape = shape_of(config, sizes, platform)
+    small, large = (rollout_memory(with_rows(config, max_rows=rows), shape) for rows in (32, 64))
+    assert small.total < large.total
+    assert small.cache * 2 == large.cache
+
+
+@hypothesis.given(runs(), platforms)
+def test_memory_falls_with_fsdp(run, platform):
+    config, (data, fsdp, tensor) = run
+    wider = data, 2 * fsdp, tensor
+    hypothesis.assume(why_not(config, wider) is None and 16 % (data * 2 * fsdp) == 0)
+    for memory in (update_memory, rollout_memory):
+        narrow, wide = (memory(config, shape_of(config, sizes, platform)) for sizes in ((data, fsdp, tensor), wider))
+        assert wide.weights < narrow.weights
+        assert wide.optimizer < narrow.optimizer
+        assert wide.total < narrow.total
+
+
+@hypothesis.given(runs(), platforms)
+def test_work_is_the_same_on_every_mesh(run, platform):
+    config, sizes = run
+    hypothesis.assume(16 % (sizes[0] * sizes[1]) == 0)
+    for work in (update_work, rollout_work):
+        alone = work(config, shape_of(config, (1, 1, 1), platform))
+        spread = work(config, shape_of(config, sizes, platform))
+        assert spread.flops * math.prod(sizes) == pytest.approx(alone.flops)
+        assert alone.sent_bytes == 0
+        # Samplers on copies of the weights have nothing to tell each other.
+        assert (spread.sent_bytes > 0) == (math.prod(sizes[work is rollout_work :]) > 1)
