@@ -52,12 +52,14 @@ def main(arguments: Sequence[str]) -> None:
     rest = [argument for argument in rest if argument not in flags]
     if docstring_help(rest, config_path, __doc__, OPTIONS):
         return
-    if config_path is None or topology_name is None:
-        name = "--config" if config_path is None else "--topology"
-        raise InputError(f"{name} is missing: python -m polyepo_jax.plan --config FILE --topology v5e:4x4")
-    topology = _topology(topology_name, slices or "1")
+    if config_path is None:
+        raise InputError("--config is missing: python -m polyepo_jax.plan --config FILE --topology v5e:4x4")
     config = load(Path(config_path), Config)
+    # Where help is asked for, it ends here.
     config = override(config, rest, f"python -m polyepo_jax.plan --config {config_path}")
+    if topology_name is None:
+        raise InputError(f"--topology is missing: python -m polyepo_jax.plan --config {config_path} --topology v5e:4x4")
+    topology = _topology(topology_name, slices or "1")
     if json_path is not None and not Path(json_path).absolute().parent.is_dir():
         raise InputError(f"--json {json_path}: its directory does not exist")
 

@@ -263,7 +263,7 @@ class WithoutDemonstrations:
 def test_settings_that_make_no_sense_together():
     with pytest.raises(ValueError, match="has no demonstrations"):
         sft_config(task=WithoutDemonstrations())
-    with pytest.raises(ValueError, match=r"micro_batch_size \(3\) must divide prompts_per_step \(4\)"):
+    with pytest.raises(ValueError, match=r"micro_batch_size \(3\) must divide prompts_per_step \(8\)"):
         sft_config(micro_batch_size=3)
     with pytest.raises(ValueError, match="num_samples must be at least 1"):
         EvaluationConfig(num_samples=0)

@@ -224,7 +224,7 @@ def test_an_incomplete_checkpoint_does_not_count(finished, tmp_path):
         ),
         ({"mesh": MeshConfig(tensor=2)}, r"mesh.tensor = 2 does not divide the model's kv_heads = 1; meshes of 8"),
         (
-            {"algorithm": AlgorithmConfig(micro_batch_size=4)},
+            {"algorithm": AlgorithmConfig(SetAdvantage(Polychromic(2)), micro_batch_size=4)},
             r"data \* mesh.fsdp = 8 does not divide algorithm.micro_batch_size = 4 rows; no mesh of 8 devices does",
         ),
         (

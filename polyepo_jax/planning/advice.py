@@ -165,7 +165,7 @@ def _doubled(topology: Topology) -> Topology | None:
 
 
 def fewest_devices(config: Config, topology: Topology, at_most: int = 4096) -> Advice | None:
-    """The fewest devices of that kind on which the run fits with some mesh or change; they are doubled until it does."""
+    """Devices of that kind, doubled until the run fits with some mesh or change."""
     platform, chip = platform_of(topology), topology.chip
     larger = _doubled(topology)
     while larger is not None and larger.num_devices <= at_most:

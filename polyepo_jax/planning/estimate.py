@@ -208,7 +208,7 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     size, t, f = shape.itemsize, shape.tensor, shape.sizes[1]
     local = rows / shape.num_shards
     length = config.max_prompt_length + config.max_completion_length
-    tokens, scored = local * length, local * config.max_completion_length
+    scored = local * config.max_completion_length
     kept = model.num_hidden_layers * _kept_by_layer(shape, local, length)
     batch = config.prompts_per_step * config.num_generations * length * (4 + 4 + 2) / shape.num_shards
     # Weights are converted where they lie, all layers at once, then gathered: a layer, and the next one ahead of time.
