@@ -1,7 +1,8 @@
 # One virtual environment, made when missing and kept up to date by every target that needs it.
 #
 #   make install [ACCELERATOR=cpu|tpu|cuda]   the pinned packages of requirements/ and this package, editable
-#   make test                                 all tests, the slow ones too
+#   make test                                 all tests but the slow ones
+#   make test-slow                            those: end to end, and properties with thousands of cases
 #   make lint                                 ruff and mypy
 #   make demo [SEED=0]                        warm start, GRPO and Poly-EPO on polynomials, and their report
 #   make lock [LOCK_FLAGS=--upgrade]          the lock files again, from pyproject.toml
@@ -35,7 +36,7 @@ endif
 
 VERSION_OF := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
-.PHONY: install test lint demo lock clean reinstall
+.PHONY: install test test-slow lint demo lock clean reinstall
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -71,7 +72,10 @@ $(STAMP): pyproject.toml $(wildcard requirements/$(ACCELERATOR)-py*.txt) \
 reinstall:
 
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(STAMP)
+	$(PY) -m pytest -n 2 --dist loadfile -m slow
 
 # Directories that hold no Python yet would be an error to mypy.
 TYPED := polyepo_jax $(foreach folder,configs benchmarks,$(if $(wildcard $(folder)/*.py $(folder)/*/*.py),$(folder)))

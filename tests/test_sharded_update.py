@@ -61,7 +61,8 @@ def assert_same_update(actual, expected, params, tolerance):
     assert float(moved) == pytest.approx(gradient_norm, rel=1e-4)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
+# What is wrong shows in float64; float32 is the same programs once more.
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_an_update_does_not_depend_on_mesh_or_micro_batches(axes, dtype):
     with jax.enable_x64(dtype == "float64"):
