@@ -121,9 +121,7 @@ def _verdict(plan: Plan) -> list[str]:
     if plan.more_devices is not None:
         more, change = plan.more_devices.topology, plan.more_devices.change
         slices = f" --slices {more.num_slices}" if more.num_slices > 1 else ""
-        lines.append(
-            f"the fewest devices that do are {more.num_devices}, estimated at {size(change.peak_bytes)} of each:"
-        )
+        lines.append(f"{more.num_devices} devices do, estimated at {size(change.peak_bytes)} of each:")
         lines.append(f"  --topology {more.name}{slices} {change.arguments()}".rstrip())
     else:
         lines.append("take devices with more memory, or a smaller model")

@@ -98,11 +98,8 @@ ROW_BYTES = (24 + 40) * (4 + 4 + 1 + 1) + 4
     ("remat", "tie_word_embeddings", "beta"),
     [
         ("none", True, 0),
-        ("none", False, 0),
-        ("dots", True, 0),
         ("dots", False, 0),
         ("full", True, 0),
-        ("full", False, 0),
         ("full", False, 0.1),
     ],
 )
@@ -116,9 +113,7 @@ def test_update_against_its_program(remat, tie_word_embeddings, beta):
     assert update_work(config, shape).flops == pytest.approx(program.dot_flops, rel=0.05)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "micro_batch_size"), [(MeshConfig(1, 1, 1), 4), (MeshConfig(2, 2, 1), None), (MeshConfig(1, 2, 2), 4)]
-)
+@pytest.mark.parametrize(("mesh", "micro_batch_size"), [(MeshConfig(2, 2, 1), None), (MeshConfig(1, 2, 2), 4)])
 def test_update_on_a_mesh_against_its_program(mesh, micro_batch_size):
     config = small_config(mesh, remat="full", micro_batch_size=micro_batch_size)
     program = compile_update(config, cpu_mesh(config))
@@ -130,13 +125,16 @@ def test_update_on_a_mesh_against_its_program(mesh, micro_batch_size):
     assert update_work(config, shape).flops == pytest.approx(program.dot_flops, rel=0.05)
 
 
-@pytest.mark.parametrize("tie_word_embeddings", [False, True])
 @pytest.mark.parametrize(
-    ("mesh", "dtype"),
-    [(MeshConfig(1, 1, 1), "float32"), (MeshConfig(1, 1, 1), "bfloat16"), (MeshConfig(1, 2, 2), "float32")],
+    ("mesh", "dtype", "tie_word_embeddings"),
+    [
+        (MeshConfig(1, 1, 1), "float32", False),
+        (MeshConfig(1, 1, 1), "bfloat16", True),
+        (MeshConfig(1, 2, 2), "float32", True),
+    ],
 )
 def test_rollout_against_its_program(mesh, dtype, tie_word_embeddings):
-    config = small_config(dtype=dtype, tie_word_embeddings=tie_word_embeddings, mesh=mesh)
+    config = small_config(mesh, dtype=dtype, tie_word_embeddings=tie_word_embeddings)
     # Keys of all layers are larger than any other array.
     config = dataclasses.replace(config, max_prompt_length=100, max_completion_length=157)
     program = compile_rollout(config, cpu_mesh(config))
@@ -157,30 +155,31 @@ def test_a_step_s_rollout_is_waves_of_a_prefill_and_all_tokens_but_one():
     assert rollout_work(config, shape).flops == pytest.approx(3 * wave)
 
 
-# Small, but with everything a large run has: a scan over layers, a loop over micro-batches, weights in bfloat16.
+# Small, but with everything a large run has: a scan over layers, a loop over micro-batches, weights in bfloat16. Much
+# smaller ones say nothing of memory: their arrays find room in the 128 MiB beside the compute units.
 TPU_MODEL = ModelConfig(
     vocab_size=16384,
     hidden_size=512,
     intermediate_size=1536,
     num_hidden_layers=8,
     num_attention_heads=4,
-    num_key_value_heads=2,
+    num_key_value_heads=4,
     head_dim=128,
     tie_word_embeddings=True,
     dtype="bfloat16",
 )
 
 
-def tpu_config(mesh: MeshConfig, remat: str, micro_batch_size: int, max_rows: int = 64, head_dim: int = 128) -> Config:
+def tpu_config(mesh: MeshConfig, remat: str, micro_batch_size: int | None, head_dim: int = 128) -> Config:
     config = rl_config()
     return dataclasses.replace(
         config,
         model=dataclasses.replace(TPU_MODEL, remat=remat, head_dim=head_dim),
-        prompts_per_step=16,
+        prompts_per_step=32,
         max_prompt_length=512,
         max_completion_length=512,
         mesh=mesh,
-        sampling=SamplingConfig(max_rows=max_rows),
+        sampling=SamplingConfig(max_rows=64),
         algorithm=AlgorithmConfig(advantage=config.algorithm.advantage, micro_batch_size=micro_batch_size),
     )
 
@@ -191,9 +190,10 @@ def activations(peak_bytes: int, memory) -> int:
 
 
 @needs_libtpu
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "remat", "micro_batch_size"),
-    [(MeshConfig(1, 2, 2), "full", 16), (MeshConfig(1, 4, 1), "dots", 8)],
+    [(MeshConfig(1, 2, 2), "full", 16), (MeshConfig(1, 4, 1), "dots", 32)],
 )
 def test_activations_of_an_update_on_tpu(mesh, remat, micro_batch_size):
     config = tpu_config(mesh, remat, micro_batch_size)
@@ -204,9 +204,10 @@ def test_activations_of_an_update_on_tpu(mesh, remat, micro_batch_size):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("head_dim", [128, 64])
+@pytest.mark.parametrize("head_dim", [128, pytest.param(64, marks=pytest.mark.slow)])  # 64 take the room of 128
 def test_memory_of_a_rollout_on_tpu(head_dim):
     config = tpu_config(MeshConfig(1, 2, 2), "full", 16, head_dim=head_dim)
+    config = dataclasses.replace(config, sampling=SamplingConfig(max_rows=128))
     program = compile_rollout(config, topology_mesh(parse_topology("v5e:2x2"), config.mesh))
     memory = rollout_memory(config, shape_of(config, (1, 2, 2), "tpu"))
     peak = program.peak_bytes + memory.optimizer  # which lies beside it
@@ -244,6 +245,8 @@ def with_rows(config, micro_batch_size=None, max_rows=64):
 def test_memory_falls_with_the_micro_batch(run, platform):
     config, sizes = run
     hypothesis.assume(16 % (sizes[0] * sizes[1]) == 0)
+    # Where rows and vocabulary are cut, logits that need no loop over chunks take more than those in one.
+    hypothesis.assume(sizes[2] == 1 or sizes[0] * sizes[1] == 1)
     shape = shape_of(config, sizes, platform)
     small, large, whole = (update_memory(with_rows(config, rows), shape).total for rows in (16, 32, None))
     assert small < large
@@ -267,7 +270,7 @@ def test_memory_of_a_rollout_falls_with_the_wave(run, platform):
 def test_memory_falls_with_fsdp(run, platform):
     config, (data, fsdp, tensor) = run
     wider = data, 2 * fsdp, tensor
-    hypothesis.assume(why_not(config, wider) is None and 16 % (data * 2 * fsdp) == 0)
+    hypothesis.assume(tensor == 1 and why_not(config, wider) is None and 16 % (data * 2 * fsdp) == 0)  # as above
     for memory in (update_memory, rollout_memory):
         narrow, wide = (memory(config, shape_of(config, sizes, platform)) for sizes in ((data, fsdp, tensor), wider))
         assert wide.weights < narrow.weights
