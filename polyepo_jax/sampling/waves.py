@@ -21,10 +21,12 @@ def prompts_per_wave(num_prompts: int, num_generations: int, max_rows: int, num_
     """
     step = num_shards // math.gcd(num_generations, num_shards)
     most = max(max_rows // num_generations, 1)
-    most = max(most // step * step, 1) if most >= step else most
+    if most < step:
+        step = 1  # no room for a multiple
+    most = most // step * step
     num_waves = -(-num_prompts // most)
     size = -(-num_prompts // num_waves)
-    return min(-(-size // step) * step, most)
+    return -(-size // step) * step
 
 
 def generate_in_waves(

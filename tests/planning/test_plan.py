@@ -105,12 +105,6 @@ def test_tables_fit_into_80_columns(run, tiny):
     assert max(map(len, tables)) <= 80
 
 
-def applied(arguments, config_path):
-    """The JSON of the plan with an advice as it stands in the text."""
-    flags = arguments.split()
-    return ["--config", config_path, *flags]
-
-
 def test_a_4b_model_does_not_fit_into_four_small_chips(run, monkeypatch):
     def refuse(*_):
         raise AssertionError("nothing is to be compiled")
