@@ -63,7 +63,7 @@ class EvaluationConfig:
       num_samples: generations of each problem.
       num_prompts: problems of the test split, in their order; None for all.
       num_validation_prompts: problems of the validation split, for evaluation during training; None for all.
-      max_rows: generations sampled at a time.
+      max_rows: generations sampled at a time; during training no more than sampling.max_rows.
     """
 
     num_samples: int = 64

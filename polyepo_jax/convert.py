@@ -14,8 +14,7 @@ from polyepo_jax import model_directory, run_directory
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import ModelConfig, save_hf
-from polyepo_jax.sharding import MeshConfig, make_mesh
-from polyepo_jax.startup import load_params, mesh_of
+from polyepo_jax.startup import load_params, mesh_to_sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +76,7 @@ class HfExport:
                 companions = Path(tokenizer_dir)
                 if not companions.is_dir():
                     raise InputError(f"the run's tokenizer was in {companions}, which is gone: give --companions")
-            try:
-                mesh = mesh_of(run)
-            except InputError:  # trained on other devices than there are here
-                mesh = make_mesh(MeshConfig())
-            params, step = load_params(self.source, run, mesh, self.step)
+            params, step = load_params(self.source, run, mesh_to_sample(run), self.step)
             out = self.out or self.source / "hf" / str(step)
         _export(out, config, params, self.dtype, companions)
 

@@ -19,8 +19,7 @@ from polyepo_jax.config import RunConfig
 from polyepo_jax.config_files import load
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import sample
-from polyepo_jax.sharding import MeshConfig, make_mesh
-from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_of, stream, warn_on_stderr
+from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_to_sample, stream, warn_on_stderr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +81,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"{directory} cannot be made: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise InputError(f"{directory} cannot be written: no permission")
-    try:
-        mesh = mesh_of(config)
-    except InputError:  # trained on other devices than there are here
-        mesh = make_mesh(MeshConfig())
+    mesh = mesh_to_sample(config)
     problems = admitted(config, options.split)[:num_prompts]
     if not problems:
         raise InputError(f"the {options.split} split of {config.task.name} is empty: choose another --split")

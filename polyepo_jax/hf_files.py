@@ -14,6 +14,9 @@ import tokenizers
 # Stands for a turn's text while a template is taken apart: one private-use character, which no template strips.
 _PLACEHOLDER = "\ue000"
 
+# What templates take for today: the prompts of a run are the same when it is resumed, or evaluated, another day.
+_TODAY = datetime.datetime(2024, 7, 26)  # the date that Llama 3's templates show where they cannot ask
+
 # Tokens that tokenizer_config.json may name; templates know them by these names.
 TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -48,8 +51,7 @@ class ChatTemplate:
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
-        now = datetime.datetime.now()  # read once: the prompts of a run do not change at midnight
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: now.strftime(form)}
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: _TODAY.strftime(form)}
         environment.filters["tojson"] = _to_json
         self._names = {name: text for name in TOKEN_NAMES if (text := token_text(settings, name)) is not None}
         try:

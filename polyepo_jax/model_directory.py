@@ -15,16 +15,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from polyepo_jax.config_files import from_json, to_json
+from polyepo_jax.config_files import from_json
 from polyepo_jax.errors import InputError
-from polyepo_jax.model import ModelConfig, copy_companions, init, load_hf, logical_axes
+from polyepo_jax.model import Llama3RopeScaling, ModelConfig, copy_companions, init, load_hf, logical_axes
 from polyepo_jax.model.hf import read_config as read_hf_config
 from polyepo_jax.sharding import Mesh, param_shardings
 
 _MODEL, _PARAMS, _CHECKSUMS = "model.json", "params", "checksums.json"
 
 # How a model is computed may differ from run to run, its arrays may not.
-_FREE = {"dtype", "remat", "attention", "max_position_embeddings"}
+_FREE = {"dtype", "remat", "attention"}
 
 
 def check_same(what: str, theirs: ModelConfig, wanted: ModelConfig) -> None:
@@ -64,11 +64,24 @@ def _read_model(directory: Path) -> ModelConfig:
     path = directory / _MODEL
     try:
         value = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}: import the model again")
-    return from_json(value, ModelConfig, str(path))
+    scaling = value.pop("rope_scaling", None)
+    model = _plain(value, ModelConfig, str(path))
+    if scaling is None:
+        return model
+    return dataclasses.replace(model, rope_scaling=_plain(scaling, Llama3RopeScaling, f"{path}: rope_scaling"))
+
+
+def _plain(value: Any, cls: Any, where: str) -> Any:
+    """A dataclass of numbers, texts and switches. A config may name classes to import; a downloaded model may not."""
+    if not isinstance(value, dict) or any(isinstance(item, (dict, list)) for item in value.values()):
+        raise InputError(f"{where}: expected plain values of a {cls.__name__}: import the model again")
+    if {"class", "function"} & value.keys():
+        raise InputError(f"{where}: names a class or function to run, which no import does: do not use this directory")
+    return from_json(value, cls, where)
 
 
 def _checksum(path: Path) -> int:
@@ -97,9 +110,12 @@ def _check_files(directory: Path) -> None:
 
 def _restore(directory: Path, config: ModelConfig, mesh: Mesh | None) -> Any:
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+    # Said also for one device: else orbax takes that of the machine which wrote the files.
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = jax.tree.map(lambda _: device, abstract)
     if mesh is not None:
         shardings = param_shardings(mesh, logical_axes(config))
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     try:
         _check_files(directory)
         with ocp.StandardCheckpointer() as checkpointer:
@@ -155,7 +171,10 @@ def write(directory: Path, config: ModelConfig, params: Any, companions: Path | 
     (unfinished / _CHECKSUMS).write_text(json.dumps(sums, indent=2) + "\n")
     if companions is not None:
         copy_companions(companions, unfinished)
-    (unfinished / _MODEL).write_text(json.dumps(to_json(config), indent=2) + "\n")
+        # Has end tokens that a tokenizer asks for, and keys that an export takes along.
+        if (companions / "config.json").is_file():
+            shutil.copyfile(companions / "config.json", unfinished / "config.json")
+    (unfinished / _MODEL).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
     if directory.exists():
         directory.rmdir()
     unfinished.rename(directory)

@@ -6,6 +6,7 @@ and the least time they take; for cpu and gpu:h200x4 by arithmetic alone. Config
 """
 
 import json
+import os
 import resource
 import time
 from collections.abc import Sequence
@@ -43,6 +44,14 @@ def _topology(name: str, slices: str) -> Topology:
         raise InputError(f"--topology {name}, --slices {slices}: {reason}") from error
 
 
+def _check_writable(path: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"--json {path}: its directory does not exist")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise InputError(f"--json {path}: it cannot be written")
+
+
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     rest = list(arguments)
@@ -60,8 +69,8 @@ def main(arguments: Sequence[str]) -> None:
     if topology_name is None:
         raise InputError(f"--topology is missing: python -m polyepo_jax.plan --config {config_path} --topology v5e:4x4")
     topology = _topology(topology_name, slices or "1")
-    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
-        raise InputError(f"--json {json_path}: its directory does not exist")
+    if json_path is not None:
+        _check_writable(Path(json_path))
 
     # Nothing runs here but the compiler, also where there are accelerators.
     jax.config.update("jax_platforms", "cpu")

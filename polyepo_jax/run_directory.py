@@ -72,6 +72,8 @@ def check(directory: Path, config: RunConfig) -> list[str]:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not readable JSON: {error}; restore it, or choose another --run-dir") from error
+    with contextlib.suppress(InputError):
+        old = to_json(from_json(old, RunConfig))  # fields that an older version did not have get their defaults
     differences = _differences(old, to_json(config))
     lines = {key: f"{key}: {before!r} -> {now!r}" for key, (before, now) in differences.items()}
     refused = [line for key, line in lines.items() if key.split(".")[0] not in RESUMABLE]

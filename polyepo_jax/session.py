@@ -20,7 +20,7 @@ import jax
 
 from polyepo_jax import data, model_directory, run_directory
 from polyepo_jax.checkpoint import CheckpointError, Checkpoints
-from polyepo_jax.config import RunConfig
+from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.evaluation import sample
@@ -333,7 +333,7 @@ class Session:
             self._config.task,
             self._validation,
             self._config.max_prompt_length,
-            evaluation.max_rows,
+            self._evaluation_rows(),
             stream(self._config.seed, "evaluation"),
             self.mesh,
         )
@@ -346,6 +346,12 @@ class Session:
         for name in ("coverage", "distinct", "distinct_correct", "degenerate_frac", "truncated_frac"):
             flat[f"eval/{name}"] = summary[name]
         return flat | {"time/eval_s": time.perf_counter() - start}
+
+    def _evaluation_rows(self) -> int:
+        """Rows of a wave: no more than training samples, for the same state lies beside them."""
+        config, evaluation = self._config, self._config.evaluation
+        most = config.sampling.max_rows if isinstance(config, Config) else evaluation.max_rows
+        return max(min(evaluation.max_rows, most), evaluation.num_samples)
 
     def _save(self) -> None:
         start = time.perf_counter()

@@ -12,6 +12,7 @@ from typing import Any
 import chex
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from polyepo_jax.types import Array
@@ -72,12 +73,15 @@ def mesh_sizes(config: MeshConfig, num_devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config` over `devices` (None: all).
+    """The mesh of `config` over `devices` (None: all). On TPU its axes follow the links of the torus.
 
     Raises:
       ValueError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    if devices[0].platform == "tpu":
+        sizes = mesh_sizes(config, len(devices))
+        return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES)
     return Mesh(np.asarray(devices).reshape(mesh_sizes(config, len(devices))), AXES)
 
 

@@ -15,7 +15,16 @@ from polyepo_jax.config import Config, RunConfig, SFTConfig
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import ModelConfig, init, logical_axes
 from polyepo_jax.sampling import GenerationSpec, Sampling, prompts_per_wave
-from polyepo_jax.sharding import AXES, AbstractMesh, Mesh, check_divides, make_mesh, mesh_sizes, param_shardings
+from polyepo_jax.sharding import (
+    AXES,
+    AbstractMesh,
+    Mesh,
+    MeshConfig,
+    check_divides,
+    make_mesh,
+    mesh_sizes,
+    param_shardings,
+)
 from polyepo_jax.tasks import Problem, Split
 from polyepo_jax.tokenizer import Tokenizer
 from polyepo_jax.update import UpdateSpec
@@ -81,7 +90,10 @@ def why_not(config: RunConfig, sizes: tuple[int, int, int]) -> str | None:
     num_shards = sizes[0] * sizes[1]
     name, rows = update_rows(config)
     if rows % num_shards:
-        return f"mesh.data * mesh.fsdp = {num_shards} does not divide {name} = {rows} rows"
+        return (
+            f"mesh.data * mesh.fsdp = {num_shards} does not divide {name} = {rows} rows (the next that it divides: "
+            f"{-(-rows // num_shards) * num_shards})"
+        )
     if isinstance(config, Config):
         prompts, generations = config.prompts_per_step, config.num_generations
         wave = prompts_per_wave(prompts, generations, config.sampling.max_rows, num_shards) * generations
@@ -138,8 +150,27 @@ def mesh_of(config: RunConfig) -> Mesh:
     Raises:
       InputError: it does not fit them, or does not divide the model or the rows of an update.
     """
+    platform, kernel = jax.devices()[0].platform, config.model.attention
+    if {"splash": "tpu", "cudnn": "gpu"}.get(kernel, platform) != platform:
+        raise InputError(f"model.attention = {kernel!r} does not run on {platform}: leave it at 'auto'")
     checked_mesh(config, len(jax.devices()))
     return make_mesh(config.mesh)
+
+
+def mesh_to_sample(config: RunConfig) -> Mesh:
+    """A mesh over all devices to hold and sample the model: the config's, or one that cuts the parameters at least.
+
+    What a training step asks of a mesh plays no part, and the devices may be others than those of training.
+    """
+    params, axes = abstract_params(config.model), logical_axes(config.model)
+    for mesh_config in (config.mesh, MeshConfig(data=1, fsdp=-1)):
+        try:
+            mesh = make_mesh(mesh_config)
+            check_divides(mesh, params, axes)
+        except ValueError:
+            continue
+        return mesh
+    return make_mesh(MeshConfig())
 
 
 def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None = None) -> tuple[Any, int]:
@@ -221,4 +252,5 @@ def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> 
         stop_ids=config.task.tokenizer.stop_ids,
         pad_id=config.task.tokenizer.pad_id,
         sampling=sampling,
+        gather_weights=config.sampling.gather_weights if isinstance(config, Config) else True,
     )

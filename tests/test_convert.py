@@ -20,7 +20,7 @@ from polyepo_jax.config_files import from_json, load, to_json
 from polyepo_jax.data import to_prompts
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.losses import PolicyLoss
-from polyepo_jax.model import forward, init, load_hf, save_hf
+from polyepo_jax.model import Llama3RopeScaling, forward, init, load_hf, save_hf
 from polyepo_jax.run_directory import read_config, write_json
 from polyepo_jax.sampling import GenerationSpec, Sampling
 from polyepo_jax.sampling.generate import generate
@@ -390,3 +390,26 @@ def test_the_tiny_chain_end_to_end(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"tiny_test.jsonl exists and holds something else"):
         make([])
     assert tree_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("key", ["class", "function"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_model_that_was_fetched_runs_nothing(imported, tmp_path, key, nested):
+    directory = tmp_path / "fetched"
+    shutil.copytree(imported, directory)
+    (directory / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass X: pass\n")
+    value = json.loads((directory / "model.json").read_text())
+    names = {key: f"{directory / 'evil.py'}:X"}
+    value = value | {"rope_scaling": names} if nested else value | names
+    (directory / "model.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match="names a class or function to run, which no import does"):
+        model_directory.read(directory)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_an_import_keeps_rope_scaling_and_the_end_tokens_of_config_json(hf, imported, params, tmp_path):
+    assert (imported / "config.json").read_bytes() == (hf / "config.json").read_bytes()
+    config, _ = model_directory.read(imported)
+    scaled = dataclasses.replace(config, rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 64))
+    model_directory.write(tmp_path / "scaled", scaled, params)
+    assert model_directory.read(tmp_path / "scaled")[0] == scaled

@@ -62,14 +62,21 @@ def assert_same_update(actual, expected, params, tolerance):
 
 
 # What is wrong shows in float64; float32 is the same programs once more.
-@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "micro_batches"),
+    [
+        ("float64", (None, 2)),
+        pytest.param("float64", (4, 1), marks=pytest.mark.slow),
+        pytest.param("float32", MICRO_BATCHES, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("axes", MESHES, ids=str)
-def test_an_update_does_not_depend_on_mesh_or_micro_batches(axes, dtype):
+def test_an_update_does_not_depend_on_mesh_or_micro_batches(axes, dtype, micro_batches):
     with jax.enable_x64(dtype == "float64"):
         spec, params, batch = case(dtype)
         expected = updated(spec, params, batch)
         mesh = make_mesh(MeshConfig(*axes))
-        for micro_batch_rows in MICRO_BATCHES:
+        for micro_batch_rows in micro_batches:
             cut = dataclasses.replace(spec, micro_batch_rows=micro_batch_rows)
             assert_same_update(updated(cut, params, batch, mesh), expected, params, TOLERANCE[dtype])
 

@@ -31,7 +31,7 @@ RICH = """\
 {% for message in messages %}
     {% if message.role not in ['user', 'assistant'] %}{% continue %}{% endif %}
     {% generation %}
-<|im_start|>{{ {'role': message.role, 'of': "<a> & 'b'"} | tojson }} {{ strftime_now('%Y') }}{{ eos_token }}
+<|im_start|>{{ {'role': message.role, 'of': "<a> & 'b'"} | tojson }} {{ strftime_now('day') }}{{ eos_token }}
 {{ message.content }}<|im_end|>
     {% endgeneration %}
     {% break %}

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyepo_jax import evaluate, report
-from polyepo_jax.config import AlgorithmConfig, InitConfig, LoggingConfig, SamplingConfig
+from polyepo_jax import evaluate, report, session
+from polyepo_jax.config import AlgorithmConfig, EvaluationConfig, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.losses import PolicyLoss
@@ -225,11 +225,11 @@ def test_an_incomplete_checkpoint_does_not_count(finished, tmp_path):
         ({"mesh": MeshConfig(tensor=2)}, r"mesh.tensor = 2 does not divide the model's kv_heads = 1; meshes of 8"),
         (
             {"algorithm": AlgorithmConfig(SetAdvantage(Polychromic(2)), micro_batch_size=4)},
-            r"data \* mesh.fsdp = 8 does not divide algorithm.micro_batch_size = 4 rows; no mesh of 8 devices does",
+            r"mesh.fsdp = 8 does not divide algorithm.micro_batch_size = 4 rows .*: 8\); no mesh of 8 devices does",
         ),
         (
             {"prompts_per_step": 3},
-            r"= 8 does not divide the generations of a mini-batch = 12 rows; no mesh of 8 devices does",
+            r"= 8 does not divide the generations of a mini-batch = 12 rows .*: 16\); no mesh of 8 devices does",
         ),
         (
             {"sampling": SamplingConfig(max_rows=4)},
@@ -396,3 +396,25 @@ def test_rows_of_a_batch():
     np.testing.assert_array_equal(batch.advantages_B, [0.5, -0.5])
     masked = flatten(True, prompts, rollouts, jnp.array([[0.5, -0.5]]))
     np.testing.assert_array_equal(masked.loss_mask_BT, [[0, 0, 1, 1, 0], [0, 0, 0, 0, 0]])
+
+
+def test_a_run_of_a_version_with_fewer_fields_goes_on(tmp_path):
+    run(rl_config(max_steps=1), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for section, name in (("model", "attention"), ("sampling", "max_rows"), ("init", "model_dir")):
+        del config[section][name]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run(rl_config(max_steps=2), tmp_path)
+    assert len(metrics_of(tmp_path)) == 2
+
+
+def test_evaluation_in_training_samples_no_more_rows_than_training(tmp_path, monkeypatch):
+    rows = []
+    sample = session.sample
+    monkeypatch.setattr(session, "sample", lambda *arguments: rows.append(arguments[5]) or sample(*arguments))
+    evaluation = EvaluationConfig(num_samples=4, num_validation_prompts=4, max_rows=1000)
+    run(
+        rl_config(max_steps=1, eval_interval_steps=1, evaluation=evaluation, sampling=SamplingConfig(max_rows=8)),
+        tmp_path,
+    )
+    assert rows == [8]

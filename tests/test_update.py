@@ -110,7 +110,9 @@ def test_loss_is_the_formula_on_a_full_forward(params, loss, sampling):
 
 
 # PolicyLoss() itself: tests/test_sharded_update.py, on five meshes.
-@pytest.mark.parametrize("loss", [PolicyLoss(denominator="completion_length"), SupervisedLoss()])
+@pytest.mark.parametrize(
+    "loss", [PolicyLoss(denominator="completion_length"), pytest.param(SupervisedLoss(), marks=pytest.mark.slow)]
+)
 def test_value_and_gradient_do_not_depend_on_micro_batches(loss):
     # In float64 the only differences are of summation order.
     with jax.enable_x64(True):
@@ -218,7 +220,7 @@ def test_sharding_places_moments_beside_their_parameters():
     mesh = make_mesh(MeshConfig(1, 2, 4))
     shardings = state_shardings(SPEC, mesh)
     assert shardings.opt_state[1][0].mu == shardings.params == param_shardings(mesh, logical_axes(MODEL))
-    with pytest.raises(ValueError, match="does not fit the 8 devices"):
+    with pytest.raises(ValueError, match="does not fit 8 devices"):
         make_mesh(MeshConfig(3, 1, 1))
     with pytest.raises(ValueError, match="at most one of them -1"):
         MeshConfig(-1, -1, 1)

@@ -4,8 +4,8 @@ python -m polyepo_jax.plan  --config configs/math/qwen3_4b_polaris.py --topology
 python -m polyepo_jax.train --config configs/math/qwen3_4b_polaris.py
 
 Needs models/Qwen3-4B-Base, a Hugging Face directory (docs/models.md), and data/polaris_53k.jsonl with a `problem` and
-an `answer` a line. The mesh is for 16 TPU v5e chips or 4 H200; `plan` says what another machine takes. Not run at full
-size yet: no expected score.
+an `answer` a line. The mesh is for 16 TPU v5e chips or 4 H200; `plan` says what another machine takes. So far one
+process drives the devices of one host, and 16 v5e chips are several. Not run at full size yet: no expected score.
 
 N = 8 and n = 4 make 70 sets: the paper's K = 70 are all of them, and their mean is taken in closed form. Clusters are
 the final answers, where the paper asks a language model for strategies.

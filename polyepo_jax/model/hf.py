@@ -141,7 +141,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist: a Hugging Face model is a directory with config.json and safetensors")
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")

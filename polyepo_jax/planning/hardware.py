@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils, topologies
 from jax.sharding import AbstractMesh, Mesh
 
-from polyepo_jax.sharding import AXES, MeshConfig, mesh_sizes
+from polyepo_jax.sharding import AXES, MeshConfig, make_mesh, mesh_sizes
 
 GIB = 2**30
 
@@ -270,7 +270,7 @@ def topology_mesh(topology: Topology, config: MeshConfig) -> Mesh | AbstractMesh
         return AbstractMesh(sizes, AXES)
     devices = topology_devices(topology)
     if topology.num_slices == 1:
-        return Mesh(mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True), AXES)
+        return make_mesh(config, devices)
     slices = _slices_along_axes(sizes, topology.num_slices)
     within = tuple(size // number for size, number in zip(sizes, slices, strict=True))
     array = mesh_utils.create_hybrid_device_mesh(within, slices, devices, allow_split_physical_axes=True)

@@ -23,6 +23,8 @@ from polyepo_jax.types import DEGENERATE
 INSTRUCTION = "\n\nReason step by step, and put your final answer within \\boxed{}."
 
 _BOXED = "\\boxed{"
+# White space that does mean something: 1 1/2 is not 11/2, and neither are 1 2 and 12 the same.
+_BETWEEN_DIGITS = re.compile(r"(?<=[0-9])\s+(?=[0-9])")
 _MAX_DIGITS = 50  # of a number that is parsed: what is longer is compared as text
 # Every pattern reads each character a bounded number of times, however hostile the text.
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -53,6 +55,7 @@ def normalise(answer: str) -> Fraction | str:
     around the whole, a final period and the commas between thousands of a plain number; `\dfrac` and `\tfrac` become
     `\frac`. Numbers are decimals, `a/b` and `\frac{a}{b}` of up to 50 characters.
     """
+    answer = _BETWEEN_DIGITS.sub("_", answer)
     text = _FRACTION_NAMES.sub(r"\\frac", _NO_MEANING.sub("", answer)).replace("{,}", ",").removesuffix(".")
     if text.startswith("\\text{") and _close(text, len("\\text{")) == len(text) - 1:
         text = text[len("\\text{") : -1].removesuffix(".")

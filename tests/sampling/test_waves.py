@@ -82,11 +82,11 @@ def test_sizes_by_hand(arguments, size):
     assert prompts_per_wave(*arguments) == size
 
 
-def collected(params, mesh_config, max_rows, num_prompts=NUM_PROMPTS):
+def collected(params, mesh_config, max_rows, num_prompts=NUM_PROMPTS, spec=SPEC):
     devices = jax.devices()[: abs(mesh_config.data * mesh_config.fsdp * mesh_config.tensor)]
     mesh = make_mesh(mesh_config, devices)
     placed = jax.device_put(params, param_shardings(mesh, logical_axes(MODEL)))
-    found = list(generate_in_waves(SPEC, placed, make_prompts(num_prompts), KEY, mesh, max_rows))
+    found = list(generate_in_waves(spec, placed, make_prompts(num_prompts), KEY, mesh, max_rows))
     sizes = [len(wave.truncated_PN) for wave in found]
     return sizes, jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *found)
 
@@ -149,3 +149,9 @@ def test_each_wave_is_dispatched_before_its_predecessor_is_yielded(monkeypatch):
         ("yielded", 102),
         ("yielded", 104),
     ]
+
+
+def test_weights_gathered_or_not_give_the_same_tokens(params, one_wave):
+    spec = dataclasses.replace(SPEC, gather_weights=False)
+    _, rollouts = collected(params, MeshConfig(1, 4, 2), 1000, spec=spec)
+    np.testing.assert_array_equal(rollouts.tokens_PNT, one_wave.tokens_PNT)

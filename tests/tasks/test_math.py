@@ -292,3 +292,8 @@ def test_unusable_files_and_settings_are_refused(tmp_path, task):
         Math(task.train, "model", None, num_validation=20).problems("validation")
     with pytest.raises(ValueError, match="num_validation must be at least 0, got -1"):
         Math(task.train, "model", None, num_validation=-1)
+
+
+@pytest.mark.parametrize(("one", "other"), [("1 1/2", "11/2"), ("1 2", "12"), ("3\n4", "34")])
+def test_white_space_between_digits_is_no_matter_of_spelling(one, other):
+    assert normalise(one) != normalise(other)
