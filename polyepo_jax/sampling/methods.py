@@ -83,11 +83,11 @@ def sample_token(logits_V: Array, uniform: Array) -> tuple[Array, Array]:
 
     def invert(weights, target):
         # The first index whose running sum exceeds the target. It has weight, unless rounding put the target
-        # at or past the total: then the last index that has.
+        # below 0, or at or past the total: then the first or last index that has.
         running = jnp.cumsum(weights)
         index = jnp.sum(running <= target)
-        last = weights.size - 1 - jnp.argmax(weights[::-1] > 0)
-        index = jnp.minimum(index, last)
+        first, last = jnp.argmax(weights > 0), weights.size - 1 - jnp.argmax(weights[::-1] > 0)
+        index = jnp.clip(index, first, last)
         return index, target - (running[index] - weights[index])
 
     block_weights = jnp.sum(blocks, axis=1)
