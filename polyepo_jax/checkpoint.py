@@ -1,27 +1,55 @@
-"""Checkpoints of the train state and of the data's position, by orbax."""
+"""Checkpoints of the train state and of the data's position, by orbax.
+
+All processes of a run call every method at the same point. Each writes and checks its share of the files; process 0
+moves and deletes.
+"""
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 import os
-import shutil
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
+from etils import epath
 
+from polyepo_jax import distributed
 from polyepo_jax.update import TrainState
 
-_ITEMS = ("params", "rest", "data", "meta")
+_ITEMS = ("params", "rest", "meta")
+_IDENTITY = ("fingerprint", "config_hash")  # keys of the meta that the manifest repeats
+_TIMEOUT_S = 1200  # of a save, from its start to the last process's last file
+# Numbers the saves of this process, and so of all: they come in the same order everywhere.
+_attempts = itertools.count()
 
 
 class CheckpointError(Exception):
     """No checkpoint can be restored; one line that says why."""
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; raised in all processes. The older ones are as they were.
+
+    Attributes:
+      step: of the checkpoint.
+    """
+
+    def __init__(self, step: int, reason: str):
+        super().__init__(f"checkpoint {step} could not be written: {reason}")
+        self.step = step
+
+
+def any_checkpoint(directory: Path | epath.Path | str) -> bool:
+    """Whether a run directory has something like a checkpoint; the same in all processes."""
+    path = epath.Path(directory) / "checkpoints"
+    found = distributed.is_primary() and path.is_dir() and any(child.name.isdecimal() for child in path.iterdir())
+    return distributed.gather(found)[0]
 
 
 def _abstract(tree: Any, shardings: Any) -> Any:
@@ -33,110 +61,318 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "opt_state": state.opt_state, "nonfinite_in_a_row": state.nonfinite_in_a_row}
 
 
-def _checksums(directory: Path) -> dict[str, list[int]]:
-    """Size and CRC-32 of every file below a directory, by its relative path."""
-    sums = {}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        crc = 0
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                crc = zlib.crc32(block, crc)
-        sums[path.relative_to(directory).as_posix()] = [path.stat().st_size, crc]
-    return sums
+def _arrays(tree: Any) -> dict[str, str]:
+    """What a manifest says of a tree: dtype and shape of each leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _contents(state: TrainState, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest but for its files."""
+    identity = {name: meta[name] for name in _IDENTITY if name in meta}
+    return {"params": _arrays(state.params), "rest": _arrays(_rest(state)), **identity}
+
+
+def _files(directory: epath.Path) -> dict[str, epath.Path]:
+    """Every file below a directory, by its relative path."""
+    found = {}
+    for folder, _, names in directory.walk():
+        for path in (epath.Path(folder) / name for name in names):
+            found[path.relative_to(directory).as_posix()] = path
+    return dict(sorted(found.items()))
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is one that this process checks, of all that see it."""
+    return zlib.crc32(name.encode()) % jax.process_count() == jax.process_index()
+
+
+def _checksum(path: epath.Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    crc = size = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc = zlib.crc32(block, crc)
+            size += len(block)
+    return [size, crc]
+
+
+def _why(error: BaseException) -> str:
+    """An exception in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{type(error).__name__}: {reason:.300}"
+
+
+def _first(reasons: Sequence[str | None]) -> str | None:
+    """What went wrong in some process, with the process where there are several; None if nothing did."""
+    found = [(process, reason) for process, reason in enumerate(reasons) if reason is not None]
+    if not found:
+        return None
+    return found[0][1] if len(reasons) == 1 else f"process {found[0][0]}: {found[0][1]}"
+
+
+class _Save:
+    """One save in progress, of which all processes learn if it fails in one.
+
+    Orbax's own barriers wait for a process that has failed until they time out.
+    """
+
+    def __init__(self, step: int):
+        self.step = step
+        self._prefix = f"polyepo/save/{next(_attempts)}"
+        self._store = distributed.key_values()
+
+    def barrier(self, key: str, timeout_ms: int) -> None:
+        """Waits for all processes.
+
+        Raises:
+          RuntimeError: another process has failed. TimeoutError: one did not come.
+        """
+        store = self._store
+        assert store is not None
+        arrived: concurrent.futures.Future[None] = concurrent.futures.Future()
+
+        def wait() -> None:
+            try:
+                store.barrier(f"{self._prefix}/{key}", timeout_ms)
+                arrived.set_result(None)
+            except Exception as error:
+                arrived.set_exception(error)
+
+        # Not of a pool, which would be joined at the end of the process.
+        threading.Thread(target=wait, name="barrier", daemon=True).start()
+        while not concurrent.futures.wait([arrived], timeout=0.25).done:
+            self.check_others()
+        arrived.result()
+
+    def fail(self, error: BaseException) -> None:
+        if self._store is not None:
+            self._store.set(f"{self._prefix}/failed", _why(error))
+
+    def check_others(self) -> None:
+        if self._store is not None and (reason := self._store.get(f"{self._prefix}/failed")) is not None:
+            raise _FailedElsewhere(reason)
+
+    def union(self, own: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The entries of all processes, in process 0; None in the others."""
+        if self._store is None:
+            return dict(own)
+        self._store.set(f"{self._prefix}/sums/{jax.process_index()}", json.dumps(own))
+        if not distributed.is_primary():
+            return None
+        all_entries: dict[str, Any] = {}
+        for process in range(jax.process_count()):
+            while (text := self._store.wait_for(f"{self._prefix}/sums/{process}", timeout_s=1)) is None:
+                self.check_others()
+            all_entries |= json.loads(text)
+        self._store.delete(f"{self._prefix}/sums/")
+        return all_entries
+
+
+class _FailedElsewhere(RuntimeError):
+    """Another process could not write its part."""
 
 
 class Checkpoints:
     """The checkpoints of one run directory: written asynchronously, complete or absent, the newest ones kept.
 
-    Beside each complete checkpoint lies a manifest of its files, `manifests/<step>.json`: orbax reads some damaged
-    files without a word. A checkpoint whose process died before the manifest was written is trusted as orbax trusts
-    it.
+    Beside each complete checkpoint lies a manifest, `manifests/<step>.json`: dtypes and shapes, size and CRC-32 of each
+    file (orbax reads some damaged files without a word), and which run it is of. A checkpoint whose processes died
+    before the manifest was written is trusted as orbax trusts it.
 
     Args:
-      directory: of the run; checkpoints lie in its folder `checkpoints`.
+      directory: of the run, a path or a URL such as gs://bucket/run; checkpoints lie in its folder `checkpoints`.
       max_to_keep: older ones are deleted.
       read_only: never creates anything.
     """
 
-    def __init__(self, directory: Path, max_to_keep: int | None = None, read_only: bool = False):
-        self._path = (directory / "checkpoints").absolute()
-        self._aside = directory / "corrupt_checkpoints"
-        self._manifests = directory / "manifests"
+    def __init__(self, directory: Path | epath.Path | str, max_to_keep: int | None = None, read_only: bool = False):
+        home = epath.Path(directory)
+        self._home = home if "://" in str(directory) else epath.Path(os.path.abspath(home))
+        self._path = self._home / "checkpoints"
+        self._aside = self._home / "corrupt_checkpoints"
+        self._manifests = self._home / "manifests"
+        self._max_to_keep = max_to_keep
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._save: _Save | None = None
         self._sealing: concurrent.futures.Future | None = None
-        self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=None if max_to_keep is None else preservation_policy.LatestN(max_to_keep),
-            enable_async_checkpointing=not read_only,
-            create=not read_only,
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                params=ocp.StandardCheckpointHandler(),
+                rest=ocp.StandardCheckpointHandler(),
+                meta=ocp.JsonCheckpointHandler(),
+            ),
+            async_options=ocp.options.AsyncOptions(timeout_secs=_TIMEOUT_S, barrier_sync_fn=self._barrier),
         )
-        self._open()
+        if not read_only and distributed.is_primary():
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._clean()
 
-    def _open(self) -> None:
-        self._manager = ocp.CheckpointManager(self._path, item_names=_ITEMS, options=self._options)
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        assert self._save is not None
+        self._save.barrier(key, timeout_ms)
+
+    def _clean(self) -> None:
+        """Deletes what a process left unfinished when it died, in writing or in deleting."""
+        for path in self._path.iterdir():
+            if not path.name.isdecimal() and path.is_dir():
+                path.rmtree(missing_ok=True)
+
+    def _present(self) -> list[int]:
+        """Steps with a directory, as process 0 sees them: the same in all processes."""
+        steps = []
+        if distributed.is_primary() and self._path.is_dir():
+            steps = sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
+        return distributed.gather(steps)[0]
+
+    def _is_complete(self, step: int) -> bool:
+        path = self._path / str(step)
+        own = distributed.is_primary() and (path / "params").is_dir() and ocp.utils.is_checkpoint_finalized(path)
+        return distributed.gather(own)[0]
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first; a bare directory named like a step is none."""
         self.wait()
-        return sorted(step for step in self._manager.all_steps() if (self._path / str(step) / "params").is_dir())
+        return [step for step in self._present() if self._is_complete(step)]
 
-    def save(self, state: TrainState, data: grain.DatasetIterator, meta: dict[str, Any]) -> None:
+    @property
+    def failed(self) -> bool:
+        """Whether `wait` would raise, as far as this process knows by now."""
+        return self._sealing is not None and self._sealing.done() and self._sealing.exception() is not None
+
+    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
         """Starts to write the state; returns as soon as it is copied off the devices.
 
+        Args:
+          meta: of the run, what JSON can hold; `fingerprint` and `config_hash` go into the manifest too.
+
         Raises:
-          RuntimeError: that step has a checkpoint already (orbax would skip it without a word).
+          RuntimeError: that step has a checkpoint already.
+          SaveError: the previous checkpoint could not be written, or nothing can be written now.
         """
         self.wait()
         step = int(state.step)
-        if (self._path / str(step)).exists():
+        if step in self._present():
             raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
-        self._manifest(step).unlink(missing_ok=True)  # of a checkpoint of the same step that is gone
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                rest=ocp.args.StandardSave(_rest(state)),
-                data=grain.checkpoint.CheckpointSave(data),
-                meta=ocp.args.JsonSave(meta),
-            ),
-        )
-        self._sealing = self._executor.submit(self._seal, step)
+        self._prepare(step)
+        save = self._save = _Save(step)
+        contents = _contents(state, meta)
+        try:
+            self._checkpointer.save(
+                self._path / str(step),
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    rest=ocp.args.StandardSave(_rest(state)),
+                    meta=ocp.args.JsonSave(dict(meta)),
+                ),
+            )
+        except Exception as error:
+            save.fail(error)
+            self._sealing = concurrent.futures.Future()
+            self._sealing.set_exception(error)
+        else:
+            self._sealing = self._executor.submit(self._seal, save, contents)
 
-    def _manifest(self, step: int) -> Path:
+    def _prepare(self, step: int) -> None:
+        """Finds out beforehand, for all processes, whether process 0 can write: it makes the directories."""
+        reason = None
+        if distributed.is_primary():
+            try:
+                self._manifests.mkdir(exist_ok=True)
+                self._manifest(step).unlink(missing_ok=True)  # of a checkpoint of the same step that is gone
+                self._clean()  # what a failed save has left
+                probe = self._path / "probe"
+                probe.write_text("can be written")
+                probe.unlink()
+            except OSError as error:
+                reason = _why(error)
+        reason = _first(distributed.gather(reason))
+        if reason is not None:
+            raise SaveError(step, reason)
+
+    def _manifest(self, step: int) -> epath.Path:
         return self._manifests / f"{step}.json"
 
-    def _seal(self, step: int) -> None:
-        """Writes the manifest of a checkpoint once it is complete; drops those of deleted checkpoints.
+    def _seal(self, save: _Save, contents: Mapping[str, Any]) -> None:
+        """Writes the manifest of a checkpoint once it is complete, and deletes the oldest ones.
 
-        Runs beside the training loop, which joins it before it touches the manager again.
+        Runs beside the training loop, which joins it before it touches the checkpoints again.
         """
-        self._manager.wait_until_finished()
-        self._manifests.mkdir(exist_ok=True)
-        temporary = self._manifest(step).with_suffix(".tmp")
-        temporary.write_text(json.dumps(_checksums(self._path / str(step))))
-        os.replace(temporary, self._manifest(step))
-        kept = {str(step) for step in self._manager.all_steps()}
-        for manifest in self._manifests.glob("*.json"):
-            if manifest.stem not in kept:
-                manifest.unlink()
+        try:
+            self._checkpointer.wait_until_finished()
+            self._write_manifest(save, contents)
+            self._delete_old()
+        except BaseException as error:
+            if not isinstance(error, _FailedElsewhere):
+                save.fail(error)
+            raise
 
-    def _verify(self, step: int) -> None:
-        """Raises ValueError, naming a file, if a checkpoint differs from its manifest."""
+    def _write_manifest(self, save: _Save, contents: Mapping[str, Any]) -> None:
+        files = _files(self._path / str(save.step))
+        sums = save.union({name: _checksum(path) for name, path in files.items() if _is_own(name)})
+        if sums is None:
+            return
+        self._manifests.mkdir(exist_ok=True)
+        # Not every file system shows a new file to all machines at once.
+        sums |= {name: _checksum(path) for name, path in files.items() if name not in sums}
+        temporary = self._manifests / f"{save.step}.tmp"
+        temporary.write_text(json.dumps({**contents, "files": dict(sorted(sums.items()))}, indent=1))
+        temporary.replace(self._manifest(save.step))
+
+    def _delete_old(self) -> None:
+        if not distributed.is_primary() or self._max_to_keep is None:
+            return
+        steps = sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
+        for step in steps[: -self._max_to_keep]:
+            path = self._path / str(step)
+            if "://" not in str(path):
+                # In one move: a half deleted one would look like a damaged one.
+                path = path.rename(self._path / f"{step}.deleted")
+            path.rmtree()
+            self._manifest(step).unlink(missing_ok=True)
+
+    def _read_manifest(self, step: int) -> dict[str, Any]:
+        """The manifest of a checkpoint; empty if it has none."""
         path = self._manifest(step)
         if not path.exists():
-            return
-        expected, actual = json.loads(path.read_text()), _checksums(self._path / str(step))
-        for name, (size, crc) in expected.items():
-            if name not in actual:
+            return {}
+        manifest = json.loads(path.read_text())
+        return manifest if "files" in manifest else {"files": manifest}  # as they were before they said more
+
+    def _check_files(self, step: int, manifest: Mapping[str, Any]) -> None:
+        """Raises ValueError, naming a file, if this process's share of a checkpoint differs from its manifest."""
+        files = _files(self._path / str(step))
+        for name, (size, crc) in manifest.get("files", {}).items():
+            if not _is_own(name):
+                continue
+            if name not in files:
                 raise ValueError(f"file {name} is missing")
-            if actual[name][0] != size:
-                raise ValueError(f"file {name} has {actual[name][0]} bytes instead of {size}")
-            if actual[name][1] != crc:
+            actual = _checksum(files[name])
+            if actual[0] != size:
+                raise ValueError(f"file {name} has {actual[0]} bytes instead of {size}")
+            if actual[1] != crc:
                 raise ValueError(f"the checksum of file {name} differs")
 
+    def _check_arrays(self, step: int, manifest: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        """Raises CheckpointError, naming an array, if a checkpoint holds other arrays than expected."""
+        for item, tree in expected.items():
+            if item not in manifest:
+                continue
+            there, wanted = manifest[item], _arrays(tree)
+            for name in [*wanted, *there]:
+                if there.get(name) != wanted.get(name):
+                    raise CheckpointError(
+                        f"checkpoint {step} of {self._home} is of another model or optimizer: its {item}{name} is "
+                        f"{there.get(name, 'missing')}, expected {wanted.get(name, 'none')}; use the code and config "
+                        "that wrote it, or start again in another run directory"
+                    )
+
     def restore_latest(
-        self, state: TrainState, shardings: Any, data: grain.DatasetIterator, warn: Callable[[str], None]
+        self, state: TrainState, shardings: Any, warn: Callable[[str], None]
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest state that can be read, placed by `shardings`; sets the position of `data`.
+        """The newest state that can be read, placed by `shardings`.
 
         A newer checkpoint that cannot be read is moved to the folder `corrupt_checkpoints`: the run will come by its
         step again.
@@ -149,37 +385,43 @@ class Checkpoints:
           State and meta, or None if there is no checkpoint.
 
         Raises:
-          CheckpointError: there were checkpoints, but none can be read.
+          CheckpointError: there were checkpoints, but none can be read, or they are of another model.
         """
 
-        def restore(step: int) -> tuple[TrainState, dict[str, Any]]:
-            restored = self._manager.restore(
-                step,
+        def restore(step: int, manifest: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+            restored = self._checkpointer.restore(
+                self._path / str(step),
                 args=ocp.args.Composite(
                     params=ocp.args.StandardRestore(_abstract(state.params, shardings.params)),
                     rest=ocp.args.StandardRestore(_abstract(_rest(state), _rest(shardings))),
-                    data=grain.checkpoint.CheckpointRestore(data),
                     meta=ocp.args.JsonRestore(),
                 ),
             )
             new = dataclasses.replace(state, params=restored["params"], **restored["rest"])
             if int(new.step) != step:
                 raise ValueError(f"it holds step {int(new.step)}")
-            return new, restored["meta"]
+            meta = restored["meta"]
+            if "data" not in meta:  # as it was saved before there were several processes
+                meta["data"] = json.loads((self._path / str(step) / "data" / "process_0-of-1.json").read_text())
+            for name in _IDENTITY:
+                if name in manifest and manifest[name] != meta.get(name):
+                    raise ValueError(f"its manifest is of another run: {name} {manifest[name]}, not {meta.get(name)}")
+            return new, meta
 
         complete = self.steps()
-        for step in set(self._manager.all_steps()) - set(complete):
+        for step in sorted(set(self._present()) - set(complete)):
             self._put_aside(step)
             warn(f"checkpoint {step} is incomplete; moved to {self._aside}")
         if not complete:
             return None
-        found, step, unreadable = self._newest_readable(restore)
+        found, step, unreadable = self._newest_readable(
+            restore, {"params": state.params, "rest": _rest(state)}, complete
+        )
         for bad, reason in unreadable.items():
             self._put_aside(bad)
             warn(f"checkpoint {bad} cannot be read ({reason}); moved to {self._aside}; going on from checkpoint {step}")
-        self._manager.reload()
-        if not self._manifest(step).exists():
-            self._seal(step)  # its process died before it could
+        if distributed.gather(not self._manifest(step).exists())[0]:  # its processes died before they could
+            self._write_manifest(_Save(step), _contents(*found))
         return found
 
     def restore_params(
@@ -198,31 +440,47 @@ class Checkpoints:
           CheckpointError: there is none, or none that can be read.
         """
 
-        def restore(step: int) -> Any:
+        def restore(step: int, manifest: Mapping[str, Any]) -> Any:
             args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params, shardings)))
-            return self._manager.restore(step, args=args)["params"]
+            return self._checkpointer.restore(self._path / str(step), args=args)["params"]
 
-        found, chosen, unreadable = self._newest_readable(restore, step)
+        steps = self.steps()
+        if not steps or (step is not None and step not in steps):
+            wanted = "no checkpoints" if step is None else f"no checkpoint of step {step} (there are {steps})"
+            raise CheckpointError(f"{self._home} has {wanted}: train it first, or give another run directory")
+        found, chosen, unreadable = self._newest_readable(
+            restore, {"params": params}, steps if step is None else [step]
+        )
         for bad, reason in unreadable.items():
-            warn(f"checkpoint {bad} of {self._path.parent} cannot be read ({reason}); taking checkpoint {chosen}")
+            warn(f"checkpoint {bad} of {self._home} cannot be read ({reason}); taking checkpoint {chosen}")
         return found, chosen
 
     def _newest_readable(
-        self, restore: Callable[[int], Any], only: int | None = None
+        self, restore: Callable[[int, Mapping[str, Any]], Any], expected: Mapping[str, Any], steps: Sequence[int]
     ) -> tuple[Any, int, dict[int, str]]:
         """What `restore` yields for the newest step it can read, that step, and why newer ones could not be read."""
-        steps = self.steps()
-        if not steps or (only is not None and only not in steps):
-            wanted = "no checkpoints" if only is None else f"no checkpoint of step {only} (there are {steps})"
-            raise CheckpointError(f"{self._path.parent} has {wanted}: train it first, or give another run directory")
         unreadable: dict[int, str] = {}
-        for step in reversed(steps if only is None else [only]):
-            try:
-                self._verify(step)
-                return restore(step), step, unreadable
-            except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                unreadable[step] = f"{type(error).__name__}: {reason:.200}"
+        for step in reversed(steps):
+            found, manifest, reason = None, {}, None
+            for stage in ("files", "arrays"):
+                try:
+                    if stage == "files":
+                        manifest = self._read_manifest(step)
+                        self._check_files(step, manifest)
+                    else:
+                        self._check_arrays(step, manifest, expected)
+                        found = restore(step, manifest)
+                except CheckpointError:
+                    raise
+                except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+                    reason = _why(error)
+                # After each stage, so that no process begins to restore what another has found damaged.
+                reason = _first(distributed.gather(reason))
+                if reason is not None:
+                    break
+            if reason is None:
+                return found, step, unreadable
+            unreadable[step] = reason
         reasons = "; ".join(f"step {step}: {reason}" for step, reason in unreadable.items())
         raise CheckpointError(
             f"none of the checkpoints {sorted(unreadable)} in {self._path} can be read ({reasons}): bring one back "
@@ -230,19 +488,30 @@ class Checkpoints:
         )
 
     def _put_aside(self, step: int) -> None:
-        target = self._aside / str(step)
-        if target.exists():
-            shutil.rmtree(target)
-        self._aside.mkdir(exist_ok=True)
-        shutil.move(self._path / str(step), target)
-        self._manifest(step).unlink(missing_ok=True)
+        if distributed.is_primary():
+            target = self._aside / str(step)
+            if target.exists():
+                target.rmtree()
+            self._aside.mkdir(exist_ok=True)
+            (self._path / str(step)).rename(target)
+            self._manifest(step).unlink(missing_ok=True)
 
     def wait(self) -> None:
-        """Returns when everything started has been written, its manifest too; raises what prevented that."""
+        """Returns when everything started has been written, its manifest too.
+
+        Raises:
+          SaveError: it could not be, in some process.
+        """
         sealing, self._sealing = self._sealing, None
-        if sealing is not None:
-            sealing.result()
-        self._manager.wait_until_finished()
+        if sealing is None:
+            return
+        assert self._save is not None
+        error = sealing.exception()
+        reasons = distributed.gather([None if error is None else _why(error), isinstance(error, _FailedElsewhere)])
+        own = [reason for reason, elsewhere in reasons if reason is not None and not elsewhere]
+        reason = _first([None if elsewhere and own else reason for reason, elsewhere in reasons])
+        if reason is not None:
+            raise SaveError(self._save.step, reason) from error
 
     def close(self) -> None:
         """Waits and releases threads."""
@@ -250,4 +519,4 @@ class Checkpoints:
             self.wait()
         finally:
             self._executor.shutdown()
-            self._manager.close()
+            self._checkpointer.close()

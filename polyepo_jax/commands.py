@@ -1,19 +1,28 @@
 """The command line of the training commands."""
 
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polyepo_jax.config_files import AnyConfig, docstring_of, load, override
+from polyepo_jax import distributed, remote
+from polyepo_jax.config_files import AnyConfig, docstring_of, load, override, to_json
 from polyepo_jax.errors import InputError
 from polyepo_jax.run_directory import default_directory
 
 OPTIONS = """\
   --config FILE   Python file with get_config(), or the config.json of a run
-  --run-dir DIR   where the run lives; runs/<folder>/<name of the config> if not given
+  --run-dir DIR   where the run lives, a path or a URL such as gs://bucket/run; runs/<folder>/<name of the config> if
+                  not given
   --profile       write a jax.profiler trace of a few steps to DIR/profile
+  --stopped-exit-code N
+                  status to exit with where a signal stopped the run before its last step; 0 if not given
+  --coordinator-address HOST:PORT, --num-processes N, --process-id I
+                  of a run of several processes, where SLURM or a TPU's metadata do not say them; or the environment
+                  (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID)
 """
+PROCESS_FLAGS = ("--coordinator-address", "--num-processes", "--process-id")
 
 
 def take(arguments: list[str], flag: str) -> str | None:
@@ -51,24 +60,54 @@ def docstring_help(arguments: Sequence[str], config_path: str | None, help_text:
 def start(
     module: str,
     config_class: type[AnyConfig],
-    run: Callable[[AnyConfig, Path, str, bool], None],
+    run: Callable[[AnyConfig, Path, str, bool], bool],
     arguments: Sequence[str],
     help_text: str | None,
 ) -> None:
-    """Reads `--config FILE [--run-dir DIR] [--profile] [--section.field value ...]` and runs.
+    """Reads `--config FILE [--run-dir DIR] [--profile] [--section.field value ...]` and what OPTIONS lists, and runs.
 
     Raises:
       InputError: arguments or config are not what they should be.
     """
     rest = list(arguments)
     config_path, run_dir = take(rest, "--config"), take(rest, "--run-dir")
+    stopped_exit_code = _status(take(rest, "--stopped-exit-code"))
+    places = {flag: take(rest, flag) for flag in PROCESS_FLAGS}
+    again = list(arguments)  # without what differs between processes
+    for flag in PROCESS_FLAGS:
+        take(again, flag)
     profile = "--profile" in rest
     rest = [argument for argument in rest if argument != "--profile"]
     if docstring_help(rest, config_path, help_text, OPTIONS):
         sys.exit(0)
     if config_path is None:
         raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
-    config = load(Path(config_path), config_class)
-    config = override(config, rest, f"python -m {module} --config {config_path}")
-    directory = default_directory(Path(config_path)) if run_dir is None else Path(run_dir)
-    run(config, directory, shlex.join([sys.executable, "-m", module, *arguments]), profile)
+    distributed.initialize(places)
+    with distributed.agreed():
+        config = load(Path(config_path), config_class)
+        config = override(config, rest, f"python -m {module} --config {config_path}")
+    _check_same(config)
+    with distributed.agreed():
+        directory = default_directory(Path(config_path)) if run_dir is None else remote.working_copy(Path(run_dir))
+    complete = run(config, directory, shlex.join([sys.executable, "-m", module, *again]), profile)
+    if not complete and stopped_exit_code:
+        sys.exit(stopped_exit_code)
+
+
+def _check_same(config: AnyConfig) -> None:
+    """Raises InputError unless all processes were given the same config."""
+    texts = [json.dumps(value, sort_keys=True) for value in distributed.gather(to_json(config))]
+    different = [process for process, text in enumerate(texts) if text != texts[0]]
+    if different:
+        raise InputError(
+            f"processes {', '.join(map(str, different))} were given another config than process 0: start all of them "
+            "with the same files and arguments"
+        )
+
+
+def _status(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not text.isdecimal() or int(text) > 255:
+        raise InputError(f"--stopped-exit-code must be a status from 0 to 255, got {text}")
+    return int(text)

@@ -93,14 +93,20 @@ class LoggingConfig:
       tensorboard: write event files to the run directory.
       wandb_project: also log to this Weights & Biases project (extra `wandb`).
       samples_interval_steps: every so many steps, the generations of one prompt go to samples.jsonl.
+      slow_step_factor: a step that takes so many times the median of those before it, and 10 s at least, is reported
+        with the stacks of every process; 0 for never.
     """
 
     tensorboard: bool = True
     wandb_project: str | None = None
     samples_interval_steps: int = 10
+    slow_step_factor: float = 10.0
 
     def __post_init__(self):
         _check_number(self, "samples_interval_steps", 1)
+        _check_number(self, "slow_step_factor", 0)
+        if 0 < self.slow_step_factor <= 1:
+            raise ValueError(f"slow_step_factor must be above 1, or 0 for never, got {self.slow_step_factor}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +192,9 @@ class RunConfig:
       save_interval_steps: steps between checkpoints; the last step is always saved.
       eval_interval_steps: steps between evaluations on the validation split; 0 for none.
       max_to_keep: newest checkpoints that are kept.
+      on_save_failure: what becomes of the run where a checkpoint cannot be written, on a full disk for one. "stop": it
+        ends with the error; "continue": it says so, goes on, and tries again at the next save; only the last
+        checkpoint, or that of a run that is told to stop, has to be written. Older ones stay in either case.
       prompts_per_step: P, distinct prompts of a step.
       max_prompt_length: tokens of a prompt at most.
       long_prompts: what happens to longer ones; they are never cut.
@@ -207,6 +216,7 @@ class RunConfig:
     save_interval_steps: int = 100
     eval_interval_steps: int = 0
     max_to_keep: int = 2
+    on_save_failure: Literal["stop", "continue"] = "stop"
     long_prompts: Literal["refuse", "drop"] = "refuse"
     temperature: float = 1.0
     max_nonfinite_updates: int = 10

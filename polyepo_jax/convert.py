@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from polyepo_jax import model_directory, run_directory
+from polyepo_jax import model_directory, remote, run_directory
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import ModelConfig, save_hf
@@ -69,15 +69,18 @@ class HfExport:
             config, params = model_directory.read(self.source)
             out, companions = self.out, companions or self.source
         else:
-            run = run_directory.read_config(self.source)
+            source = remote.working_copy(self.source)
+            run = run_directory.read_config(source)
+            if self.out is None and remote.has_url(source):
+                raise InputError(f"{self.source} is no directory of this machine: give --out")
             config = run.model
             tokenizer_dir = getattr(run.task.tokenizer, "directory", None)
             if companions is None and tokenizer_dir is not None:
                 companions = Path(tokenizer_dir)
                 if not companions.is_dir():
                     raise InputError(f"the run's tokenizer was in {companions}, which is gone: give --companions")
-            params, step = load_params(self.source, run, mesh_to_sample(run), self.step)
-            out = self.out or self.source / "hf" / str(step)
+            params, step = load_params(source, run, mesh_to_sample(run), self.step)
+            out = self.out or source / "hf" / str(step)
         _export(out, config, params, self.dtype, companions)
 
 

@@ -1,4 +1,8 @@
-"""Problems in, prompt batches out: a grain pipeline whose position is checkpointed."""
+"""Problems in, prompt batches out: a grain pipeline whose position is checkpointed.
+
+Every process goes through the same batches at the same pace, so that the position is one number, whatever the number of
+processes; of a batch each tokenizes the prompts that its own devices sample.
+"""
 
 import hashlib
 import json
@@ -14,7 +18,10 @@ from polyepo_jax.types import Batch, Prompts
 
 
 class PromptBatch(NamedTuple):
-    """The prompts of a step: arrays (NumPy) for the model, and problems, in the same order, for the host."""
+    """The prompts of a step: arrays (NumPy) for the model, and problems, in the same order, for the host.
+
+    Of several processes each has the tokens of its own rows only; those of the others are all padding.
+    """
 
     prompts: Prompts
     problems: tuple[Problem, ...]
@@ -50,12 +57,18 @@ def admit(
     return tuple(p for p, length in zip(problems, lengths, strict=True) if length <= max_prompt_length)
 
 
-def to_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt_length: int) -> Prompts:
-    """Left-padded prompts of `max_prompt_length` tokens, as NumPy arrays."""
+def to_prompts(
+    problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt_length: int, own_P: np.ndarray | None = None
+) -> Prompts:
+    """Left-padded prompts of `max_prompt_length` tokens, as NumPy arrays.
+
+    Args:
+      own_P: which of them to tokenize, as of `sampling.own_prompts`; the others' rows are all padding. None: all.
+    """
     tokens_PT = np.full((len(problems), max_prompt_length), tokenizer.pad_id, np.int32)
     mask_PT = np.zeros(tokens_PT.shape, bool)
-    for row, problem in enumerate(problems):
-        ids = tokenizer.encode_prompt(problem.prompt)
+    for row in range(len(problems)) if own_P is None else np.flatnonzero(own_P).tolist():
+        ids = tokenizer.encode_prompt(problems[row].prompt)
         tokens_PT[row, max_prompt_length - len(ids) :] = ids
         mask_PT[row, max_prompt_length - len(ids) :] = True
     ids_P = np.array([problem.id for problem in problems], np.int32)
@@ -63,11 +76,19 @@ def to_prompts(problems: Sequence[Problem], tokenizer: Tokenizer, max_prompt_len
 
 
 def prompt_dataset(
-    problems: Sequence[Problem], tokenizer: Tokenizer, prompts_per_step: int, max_prompt_length: int, seed: int
+    problems: Sequence[Problem],
+    tokenizer: Tokenizer,
+    prompts_per_step: int,
+    max_prompt_length: int,
+    seed: int,
+    own_P: np.ndarray | None = None,
 ) -> grain.IterDataset:
     """An endless stream of PromptBatch, reshuffled every epoch; the problems of a batch are distinct.
 
-    An epoch's last, incomplete batch is left out.
+    An epoch's last, incomplete batch is left out. The state of its iterators is the same in every process.
+
+    Args:
+      own_P: as of `to_prompts`.
 
     Raises:
       ValueError: fewer problems than a batch takes.
@@ -77,7 +98,7 @@ def prompt_dataset(
 
     def to_batch(indices: np.ndarray) -> PromptBatch:
         chosen = tuple(problems[i] for i in indices)
-        return PromptBatch(to_prompts(chosen, tokenizer, max_prompt_length), chosen)
+        return PromptBatch(to_prompts(chosen, tokenizer, max_prompt_length, own_P), chosen)
 
     dataset = grain.MapDataset.range(len(problems)).shuffle(seed).batch(prompts_per_step, drop_remainder=True)
     return dataset.repeat().map(to_batch).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))

@@ -1,7 +1,10 @@
-"""How a command ends: 0 done, 2 bad input, 1 failure."""
+"""How a command ends: 0 done, 2 bad input, 1 failure, 75 the same command again."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+
+# EX_TEMPFAIL of sysexits.h: another process of the run was lost, and the same command goes on.
+RUN_AGAIN = 75
 
 
 class InputError(Exception):

@@ -1,25 +1,31 @@
 """Samples a run's newest checkpoint on held-out problems: python -m polyepo_jax.evaluate --run-dir DIR
 
 Writes DIR/eval.json: pass@k, majority@k, and how many different (correct) answers there are among the samples. With
---model DIR --config FILE --out DIR instead, a Hugging Face (or imported) model is sampled on the config's task.
+--model DIR --config FILE --out DIR instead, a Hugging Face (or imported) model is sampled on the config's task. Several
+processes share the work where --coordinator-address, --num-processes and --process-id, or the environment, say so.
 """
 
 import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import rich.console
 import rich.table
 
-from polyepo_jax import model_directory, run_directory
+from polyepo_jax import distributed, model_directory, remote, run_directory
 from polyepo_jax.command_line import parse_command_line
+from polyepo_jax.commands import PROCESS_FLAGS, take
 from polyepo_jax.config import RunConfig
 from polyepo_jax.config_files import load
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import sample
+from polyepo_jax.sampling import GenerationSpec
+from polyepo_jax.sharding import Mesh
 from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_to_sample, stream, warn_on_stderr
+from polyepo_jax.tasks import Problem
+from polyepo_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +61,24 @@ class Arguments:
     seed: int | None = None
 
 
-def main(arguments: Sequence[str]) -> None:
-    """The command."""
-    options = parse_command_line(Arguments, arguments, "python -m polyepo_jax.evaluate")
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What to evaluate, checked as far as the host can.
+
+    config: of the run. directory: for the result. spec: of the samples. max_rows: sampled at a time. key: of the
+    samples. problems: of each task, in their order.
+    """
+
+    config: RunConfig
+    directory: Path
+    spec: GenerationSpec
+    max_rows: int
+    mesh: Mesh
+    key: Array
+    problems: tuple[tuple[Any, tuple[Problem, ...]], ...]
+
+
+def _job(options: Arguments) -> _Job:
     config, directory = _what(options)
     defaults = config.evaluation
     default_prompts = defaults.num_prompts if options.split == "test" else defaults.num_validation_prompts
@@ -75,40 +96,63 @@ def main(arguments: Sequence[str]) -> None:
         spec = evaluation_spec(config, num_samples, sampler)
     except ValueError as error:
         raise InputError(str(error)) from error
+    if distributed.is_primary():
+        _check_writable(directory)
+    tasks = (config.task, *(getattr(config.task, "benchmark_tasks", ()) if options.split == "test" else ()))
+    problems = tuple(
+        (task, admitted(dataclasses.replace(config, task=task), options.split)[:num_prompts]) for task in tasks
+    )
+    if not any(chosen for _, chosen in problems):
+        raise InputError(f"the {options.split} split of {config.task.name} is empty: choose another --split")
+    key = stream(config.seed if options.seed is None else options.seed, "evaluation")
+    return _Job(config, directory, spec, evaluation.max_rows, mesh_to_sample(config), key, problems)
+
+
+def _check_writable(directory: Path) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{directory} cannot be made: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         raise InputError(f"{directory} cannot be written: no permission")
-    mesh = mesh_to_sample(config)
-    tasks = (config.task, *(getattr(config.task, "benchmark_tasks", ()) if options.split == "test" else ()))
-    configs = [dataclasses.replace(config, task=task) for task in tasks]
-    problems = {c.task.name: admitted(c, options.split)[:num_prompts] for c in configs}
-    if not any(problems.values()):
-        raise InputError(f"the {options.split} split of {config.task.name} is empty: choose another --split")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command."""
+    rest = list(arguments)
+    places = {flag: take(rest, flag) for flag in PROCESS_FLAGS}
+    options = parse_command_line(Arguments, rest, "python -m polyepo_jax.evaluate")
+    distributed.initialize(places)
+    with distributed.agreed():
+        job = _job(options)
+    config, directory, mesh = job.config, job.directory, job.mesh
     step: int | None = None
     if options.model is None:
         params, step = load_params(directory, config, mesh, options.checkpoint_step)
     else:
         params = model_directory.load(options.model, config.model, mesh)
-    key = stream(config.seed if options.seed is None else options.seed, "evaluation")
     summaries: dict[str, dict] = {}
-    for task in tasks:
-        chosen = problems[task.name]
+    for task, chosen in job.problems:
         if chosen:
-            samples = sample(spec, params, task, chosen, config.max_prompt_length, evaluation.max_rows, key, mesh)
+            samples = sample(job.spec, params, task, chosen, config.max_prompt_length, job.max_rows, job.key, mesh)
             summary = samples.summary()
-            if samples.failures:
+            if samples.failures and distributed.is_primary():
                 _warn(task.name, samples.failures, len(chosen) - (summary or {"num_prompts": 0})["num_prompts"])
             if summary is not None:
                 summaries[task.name] = summary
     if not summaries:
         raise RunError("no problem could be graded, so nothing was written")
+    if not distributed.is_primary():
+        return
+    num_samples = job.spec.num_generations
     result = {"checkpoint_step": step, "num_samples": num_samples, "benchmarks": summaries}
     path = directory / ("eval.json" if options.split == "test" else "eval_validation.json")
     run_directory.write_json(path, result)
-    what = f"{directory}, step {step}" if options.model is None else str(options.model)
+    try:
+        remote.Pusher(directory).push()
+    except OSError as error:
+        raise RunError(f"{error.strerror}; the result is in {path}") from error
+    what = f"{remote.name_of(directory)}, step {step}" if options.model is None else str(options.model)
     _print(what, num_samples, summaries)
 
 
@@ -123,7 +167,8 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
     if options.run_dir is not None:
         if options.model is not None or options.config is not None or options.out is not None:
             raise InputError("--run-dir brings its own model, config and place for the result: leave the others out")
-        return run_directory.read_config(options.run_dir), options.run_dir
+        directory = remote.working_copy(options.run_dir)
+        return run_directory.read_config(directory), directory
     if options.model is None or options.config is None or options.out is None:
         raise InputError("give --run-dir DIR, or --model DIR with --config FILE and --out DIR")
     if options.checkpoint_step is not None:

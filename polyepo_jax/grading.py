@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Literal, Protocol
 
+import jax
 import numpy as np
 
+from polyepo_jax import distributed
 from polyepo_jax.errors import GradeFailure, InputError
 from polyepo_jax.judges.judge import Clusters, Surroundings
 from polyepo_jax.rewards.verdict import Verdict
@@ -108,6 +110,20 @@ class Grading:
     failures: tuple[str, ...]
     counts: Mapping[str, float]
     latencies_s: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What another process needs to have it too."""
+        fields = ("rewards_PN", "clusters_PN", "valid_PN")
+        grades = {name: np.asarray(getattr(self.grades, name)).tolist() for name in fields}
+        return {**grades, "failures": self.failures, "counts": dict(self.counts), "latencies_s": self.latencies_s}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Grading":
+        """Of `to_json`."""
+        dtypes = {"rewards_PN": np.float32, "clusters_PN": np.int32, "valid_PN": bool}
+        arrays = [np.array(value[name], dtype) for name, dtype in dtypes.items()]
+        grades = Grades(*arrays)  # type: ignore[arg-type]
+        return cls(grades, tuple(value["failures"]), value["counts"], tuple(value["latencies_s"]))
 
     def metrics(self) -> dict[str, float]:
         """Shares of failed calls, seconds of a judge call, and the counts."""
@@ -203,11 +219,13 @@ class Grader:
         """
         judge = self._clusterer
         with contextlib.ExitStack() as opened, contextlib.ExitStack() as stack:
-            if hasattr(judge, "open"):
-                try:
-                    judge = opened.enter_context(judge.open(self._where))
-                except ValueError as error:
-                    raise InputError(f"judge.clusterer: {error}") from error
+            # Together: a cache is read before another process can write to it.
+            with distributed.agreed():
+                if hasattr(judge, "open"):
+                    try:
+                        judge = opened.enter_context(judge.open(self._where))
+                    except ValueError as error:
+                        raise InputError(f"judge.clusterer: {error}") from error
             self._cluster_batch: Callable | None = getattr(judge, "cluster_batch", None)
             self._cluster: Callable = getattr(judge, "cluster", judge)
             verify_concurrency = getattr(self._task, "verify_concurrency", 1)
@@ -236,6 +254,8 @@ class Grader:
     def collect(self, submitted: Sequence[Submitted]) -> list[Grading]:
         """The grades of each problem that was submitted, in their order, once all are there.
 
+        Of several processes each collects what it submitted, at the same point; they end together if one has to.
+
         A truncated response has reward 0. A failure of ours (an exception in verifier or judge, a reward that is not
         finite, a wrong number of cluster ids) makes the generation, or the group, invalid; no grade is made up.
 
@@ -243,22 +263,35 @@ class Grader:
           GradingStopped: judge or verifier failed too often, or the judge at all where `on_failure` is "stop".
           GradingInterrupted: the run is asked to end, and this takes too long.
         """
-        self._wait([future for group in submitted for future in (group.verdicts, group.judged) if future is not None])
-        judged = [group.judged.result() for group in submitted if group.judged is not None]
-        if self._cluster_batch is not None:
+        interrupted = self._wait(
+            [future for group in submitted for future in (group.verdicts, group.judged) if future is not None]
+        )
+        self._end_together(interrupted)
+        if self._cluster_batch is None:
+            judged = [group.judged.result() for group in submitted if group.judged is not None]
+        else:
             judged = self._judge_batch(self._cluster_batch, submitted)
-        if self._stopped is not None:
-            raise GradingStopped(self._stopped)
+            self._end_together(None)
         return [self._to_grading(group, outcome) for group, outcome in zip(submitted, judged, strict=True)]
 
-    def _wait(self, futures: Sequence[Future]) -> None:
+    def _wait(self, futures: Sequence[Future]) -> str | None:
+        """Why this was not waited for until the end, if so."""
         requested_at = None
         while wait(futures, timeout=1.0).not_done:
             if requested_at is None and self._stop_requested():
                 requested_at = time.perf_counter()
             if requested_at is not None and time.perf_counter() - requested_at >= GRACE_S:
                 self._stopped = "the run was asked to end"
-                raise GradingInterrupted(f"grading took more than {GRACE_S:.0f} s after the run was asked to end")
+                return f"grading took more than {GRACE_S:.0f} s after the run was asked to end"
+        return None
+
+    def _end_together(self, interrupted: str | None) -> None:
+        """Raises in every process what one of them has to raise."""
+        for interruption, stop in distributed.gather([interrupted, self._stopped]):
+            if interruption is not None:
+                raise GradingInterrupted(interruption)
+            if stop is not None:
+                raise GradingStopped(stop)
 
     def _verify(self, problem: Problem, responses: Sequence[str], truncated_N: np.ndarray) -> list[Any]:
         """A Verdict or GradeFailure for each response; of a truncated one nobody is asked."""
@@ -293,20 +326,24 @@ class Grader:
         return _Judged(result, seconds, instead)
 
     def _judge_batch(self, cluster_batch: Callable, submitted: Sequence[Submitted]) -> list[_Judged]:
+        """Judges the groups of all processes, for the judge works on the devices of all; returns this one's."""
         started = time.perf_counter()
-        problems, responses_PN = [g.problem for g in submitted], [g.responses for g in submitted]
+        everywhere = distributed.gather([[dataclasses.asdict(g.problem), list(g.responses)] for g in submitted])
+        first = sum(len(groups) for groups in everywhere[: jax.process_index()])
+        problems = [Problem(**problem) for groups in everywhere for problem, _ in groups]
+        responses_PN = [responses for groups in everywhere for _, responses in groups]
         try:
             results = list(cluster_batch(problems, responses_PN))
-            if len(results) != len(submitted):
-                raise ValueError(f"expected the clusters of {len(submitted)} groups, got those of {len(results)}")
+            if len(results) != len(problems):
+                raise ValueError(f"expected the clusters of {len(problems)} groups, got those of {len(results)}")
         except Exception as error:
-            results = [_to_failure(error)] * len(submitted)
-        seconds = (time.perf_counter() - started) / len(submitted)
+            results = [_to_failure(error)] * len(problems)
+        seconds = (time.perf_counter() - started) / len(problems)
         judged = []
-        for problem, responses, returned in zip(problems, responses_PN, results, strict=True):
-            result = _judge_once(_returns(returned), problem, responses)
+        for group, returned in zip(submitted, results[first : first + len(submitted)], strict=True):
+            result = _judge_once(_returns(returned), group.problem, group.responses)
             self._watch("judge", result)
-            judged.append(self._judged(problem, responses, result, seconds))
+            judged.append(self._judged(group.problem, group.responses, result, seconds))
         return judged
 
     def _watch(self, caller: str, result: Clusters | Verdict | GradeFailure) -> None:

@@ -1,5 +1,6 @@
 """Numbers of a step, and where they are written."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 import rich.console
 import rich.progress
@@ -35,7 +37,30 @@ def _effective_number(clusters_N: np.ndarray) -> float:
     return float(np.exp(-np.sum(shares * np.log(shares)))) if counts.size else 0.0
 
 
-def rollout_metrics(rollouts: Rollouts, grades: Grades, advantages_PN: np.ndarray) -> dict[str, float]:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Completions:
+    """What the metrics need to know of the generations of P prompts; NumPy arrays.
+
+    lengths_PN: tokens, the end token included. logprobs_PN: of all of a generation's tokens together, as sampled, nats.
+    truncated_PN: cut at the length limit.
+    """
+
+    lengths_PN: np.ndarray
+    logprobs_PN: np.ndarray
+    truncated_PN: np.ndarray
+
+
+def completions_of(rollouts: Rollouts) -> Completions:
+    """Of rollouts on the host."""
+    mask_PNT = np.asarray(rollouts.completion_mask_PNT)
+    logprobs_PNT = np.asarray(rollouts.sampler_logprobs_PNT, np.float64)
+    return Completions(
+        mask_PNT.sum(axis=2), np.sum(logprobs_PNT, axis=2, where=mask_PNT), np.asarray(rollouts.truncated_PN)
+    )
+
+
+def rollout_metrics(completions: Completions, grades: Grades, advantages_PN: np.ndarray) -> dict[str, float]:
     """What the rollouts of a step look like; arrays on the host. Invalid generations are left out.
 
     `clusters/*` count different non-degenerate clusters among a prompt's N generations, means over prompts;
@@ -46,7 +71,7 @@ def rollout_metrics(rollouts: Rollouts, grades: Grades, advantages_PN: np.ndarra
     the sampled distribution, nats a token.
     """
     rewards_PN, clusters_PN, valid_PN = map(np.asarray, (grades.rewards_PN, grades.clusters_PN, grades.valid_PN))
-    mask_PNT = np.asarray(rollouts.completion_mask_PNT)
+    num_tokens = int(np.sum(completions.lengths_PN))
     correct_PN = (rewards_PN > 0) & valid_PN
     incorrect_PN = (rewards_PN <= 0) & valid_PN
     groups = list(zip(clusters_PN, valid_PN, correct_PN, strict=True))
@@ -62,9 +87,9 @@ def rollout_metrics(rollouts: Rollouts, grades: Grades, advantages_PN: np.ndarra
         "advantages/nonzero_frac": _mean(has_signal(advantages_PN)),
         "advantages/positive_frac_correct": _mean(advantages_PN[correct_PN] >= SIGNAL_THRESHOLD),
         "advantages/positive_frac_incorrect": _mean(advantages_PN[incorrect_PN] >= SIGNAL_THRESHOLD),
-        "completions/mean_length": _mean(mask_PNT.sum(axis=2)),
-        "completions/truncated_frac": _mean(np.asarray(rollouts.truncated_PN)),
-        "completions/entropy": -_mean(np.asarray(rollouts.sampler_logprobs_PNT)[mask_PNT]),
+        "completions/mean_length": _mean(completions.lengths_PN),
+        "completions/truncated_frac": _mean(completions.truncated_PN),
+        "completions/entropy": -float(np.sum(completions.logprobs_PN)) / num_tokens if num_tokens else math.nan,
     }
 
 
@@ -163,10 +188,11 @@ class Progress:
     Args:
       first_step, max_steps: the range that this process covers.
       shown: metric name -> label and format, in order.
+      quiet: shows nothing: another process does.
     """
 
-    def __init__(self, first_step: int, max_steps: int, shown: Mapping[str, tuple[str, str]]):
-        self._console = rich.console.Console(stderr=True)
+    def __init__(self, first_step: int, max_steps: int, shown: Mapping[str, tuple[str, str]], quiet: bool = False):
+        self._console = rich.console.Console(stderr=True, quiet=quiet)
         self._shown = shown
         self._first, self._last = first_step, max_steps
         self._progress = rich.progress.Progress(
@@ -176,7 +202,7 @@ class Progress:
             rich.progress.TextColumn("left"),
             rich.progress.TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=quiet or not self._console.is_terminal,
         )
         self._task = self._progress.add_task("", total=max_steps, completed=first_step, values="compiling ...")
         self._progress.start()

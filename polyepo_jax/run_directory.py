@@ -1,13 +1,18 @@
 """A run directory: whose it is, what it may be resumed with, and who holds it."""
 
 import contextlib
+import copy
 import fcntl
+import hashlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from polyepo_jax import distributed, remote
 from polyepo_jax.config import RunConfig
 from polyepo_jax.config_files import from_json, to_json
 from polyepo_jax.errors import InputError
@@ -19,6 +24,7 @@ RESUMABLE = (
     "save_interval_steps",
     "eval_interval_steps",
     "max_to_keep",
+    "on_save_failure",
     "mesh",
     "logging",
     "judge.clusterer.transport",
@@ -81,7 +87,7 @@ def check(directory: Path, config: RunConfig) -> list[str]:
         return []
     path = directory / "config.json"
     if not path.exists():
-        others = sorted(p.name for p in directory.iterdir() if p.name not in (".lock", "config.tmp"))
+        others = sorted(p.name for p in directory.iterdir() if p.name not in (*remote.OWN, "config.tmp"))
         if others:
             raise InputError(f"{directory} is no run directory but holds {', '.join(others[:3])}; choose --run-dir")
         return []
@@ -89,6 +95,18 @@ def check(directory: Path, config: RunConfig) -> list[str]:
         old = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not readable JSON: {error}; restore it, or choose another --run-dir") from error
+    return compare(directory, old, config)
+
+
+def compare(directory: Path, old: dict[str, Any], config: RunConfig) -> list[str]:
+    """What differs between the config that a run in `directory` had, as JSON, and the one it is to go on with.
+
+    Returns:
+      The differences that are allowed, a line each.
+
+    Raises:
+      InputError: there are others.
+    """
     with contextlib.suppress(InputError):
         old = to_json(from_json(old, RunConfig))  # fields that an older version did not have get their defaults
     differences = _differences(old, to_json(config))
@@ -100,6 +118,47 @@ def check(directory: Path, config: RunConfig) -> list[str]:
             "choose another --run-dir, or the same config to go on"
         )
     return list(lines.values())
+
+
+def config_hash(config: RunConfig) -> str:
+    """Identifies a config but for what may differ when its run is resumed."""
+    fixed = copy.deepcopy(to_json(config))
+    for name in RESUMABLE:
+        *path, key = name.split(".")
+        section: Any = fixed
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.pop(key, None)
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_shared(directory: Path, timeout_s: float = 30.0) -> None:
+    """Whether all processes of a run see the same directory; all of them call this once process 0 has made it.
+
+    Args:
+      timeout_s: how long to wait for what process 0 writes there to be seen, as network file systems may take a while.
+
+    Raises:
+      InputError: some do not.
+    """
+    if len(distributed.gather(None)) == 1 or remote.has_url(directory):
+        return
+    path, own = directory / ".shared", secrets.token_hex(8)
+    if distributed.is_primary():
+        path.write_text(own)
+    token = distributed.gather(own)[0]
+    end = time.monotonic() + timeout_s
+    while not (sees := path.is_file() and path.read_text() == token) and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = [process for process, seen in enumerate(distributed.gather(sees)) if not seen]
+    if distributed.is_primary():
+        path.unlink()
+    if blind:
+        raise InputError(
+            f"run directory {directory}: processes {', '.join(map(str, blind))} do not see what process 0 writes "
+            "there: choose a --run-dir on a file system that all machines share, or a URL such as gs://bucket/run"
+        )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,9 @@
 
 A session turns a config and a run directory into a stream of steps. The same command on the same directory goes on
 where the last complete checkpoint left off, with the same random numbers and the same data order.
+
+Of several processes all go through the same code at the same point, and process 0 writes what is written once: logs,
+lines for the user.
 """
 
 import contextlib
@@ -19,8 +22,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from polyepo_jax import data, model_directory, run_directory
-from polyepo_jax.checkpoint import CheckpointError, Checkpoints
+from polyepo_jax import data, distributed, model_directory, remote, run_directory
+from polyepo_jax.checkpoint import CheckpointError, Checkpoints, SaveError, any_checkpoint
 from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
@@ -28,7 +31,16 @@ from polyepo_jax.evaluation import sample
 from polyepo_jax.judges import Rubric
 from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer
 from polyepo_jax.model import init
-from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_of, stream, warn_on_stderr
+from polyepo_jax.sharding import any_process
+from polyepo_jax.startup import (
+    admitted,
+    evaluation_spec,
+    load_params,
+    mesh_of,
+    prompts_to_tokenize,
+    stream,
+    warn_on_stderr,
+)
 from polyepo_jax.update import TrainState, UpdateSpec, init_state, state_shardings
 
 AnyWriter = TypeVar("AnyWriter", bound=Writer)
@@ -55,6 +67,7 @@ class Session:
       mesh: of all devices.
       reference_params: the initial policy if the loss needs it, else ().
       settled_at: time.perf_counter() when the latest settled step was complete.
+      complete: whether the run is at its last step.
     """
 
     def __init__(
@@ -77,7 +90,28 @@ class Session:
           profile: trace a few steps with jax.profiler.
         """
         self._config, self._directory, self._spec = config, directory, spec
+        self._where = remote.name_of(directory)
         self._resume_command, self._shown, self._profile = resume_command, shown, profile
+        with distributed.agreed():
+            self._check(config, directory)
+        self._shardings = state_shardings(spec, self.mesh)
+        # A run that has checkpoints goes on from them, also when what it started from is gone by now.
+        self._initial: tuple[Any, int | None] | None = None
+        if not any_checkpoint(remote.home(directory)):
+            self._initial = self._make_initial_params(None)
+        self._stop_signal: int | None = None
+        self._news: jax.Array | None = None
+        self._deferred: _Deferred | None = None
+        self._pusher = remote.Pusher(directory)
+        self._stack = contextlib.ExitStack()
+        self._profiling = False
+        self._step = 0
+        self.complete = False
+        self.settled_at = time.perf_counter()
+        self._aside_s = 0.0  # evaluating and saving since then, which is no part of a step
+
+    def _check(self, config: RunConfig, directory: Path) -> None:
+        """All that can be checked on the host, by each process for itself."""
         changes = run_directory.check(directory, config)
         self._notes = [f"resumed with a changed {change}" for change in changes]
         self._problems = admitted(config, "train")
@@ -94,39 +128,33 @@ class Session:
         self.mesh = mesh_of(config)
         try:
             dataset = data.prompt_dataset(
-                self._problems, config.task.tokenizer, config.prompts_per_step, config.max_prompt_length, config.seed
+                self._problems,
+                config.task.tokenizer,
+                config.prompts_per_step,
+                config.max_prompt_length,
+                config.seed,
+                prompts_to_tokenize(config, self.mesh),
             )
         except ValueError as error:
             raise InputError(str(error)) from error
         self._data: Any = iter(dataset)
         self._fingerprint = data.fingerprint(self._problems, config.prompts_per_step, config.seed)
         self._rubric = _rubric_of(config)
-        self._shardings = state_shardings(spec, self.mesh)
         if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
             raise InputError(
                 "logging.wandb_project needs the package wandb: pip install -e '.[wandb]', or leave it out"
             )
-        # A run that has checkpoints goes on from them, also when what it started from is gone by now.
-        self._initial: tuple[Any, int | None] | None = None
-        if not any((directory / "checkpoints").glob("[0-9]*")):
-            self._initial = self._make_initial_params(None)
-        self._stop_signal: int | None = None
-        self._deferred: _Deferred | None = None
-        self._stack = contextlib.ExitStack()
-        self._profiling = False
-        self.settled_at = time.perf_counter()
-        self._aside_s = 0.0  # evaluating and saving since then, which is no part of a step
 
     def _make_initial_params(self, init_step: int | None) -> tuple[Any, int | None]:
         config = self._config
         if config.init.run_dir is not None:
-            source = Path(config.init.run_dir)
+            source = remote.working_copy(Path(config.init.run_dir))
             params, step = load_params(source, config, self.mesh, init_step or config.init.step)
             wanted = run_directory.read_config(source).max_steps
             if config.init.step is None and init_step is None and step < wanted:
                 raise InputError(
-                    f"init.run_dir {source} is at step {step} of {wanted}: finish that run first, or set init.step = "
-                    f"{step} to start from there"
+                    f"init.run_dir {config.init.run_dir} is at step {step} of {wanted}: finish that run first, or set "
+                    f"init.step = {step} to start from there"
                 )
             return params, step
         if config.init.model_dir is not None:
@@ -138,10 +166,17 @@ class Session:
 
     def __enter__(self) -> "Session":
         with contextlib.ExitStack() as stack:
-            stack.enter_context(run_directory.hold(self._directory))
-            # First of all: a directory without it is not taken for a run's.
-            run_directory.write_json(self._directory / "config.json", to_json(self._config))
-            checkpoints = Checkpoints(self._directory, self._config.max_to_keep)
+            with distributed.agreed():
+                if distributed.is_primary():
+                    stack.enter_context(run_directory.hold(self._directory))
+                    # First of all: a directory without it is not taken for a run's.
+                    run_directory.write_json(self._directory / "config.json", to_json(self._config))
+                    try:
+                        self._pusher.push()
+                    except OSError as error:
+                        raise InputError(f"{error.strerror}; choose another --run-dir") from error
+            run_directory.check_shared(self._directory)
+            checkpoints = Checkpoints(remote.home(self._directory), self._config.max_to_keep)
             self._checkpoints = stack.enter_context(contextlib.closing(checkpoints))
             first_step = self._restore()
             self._open_writers(stack, first_step)
@@ -155,14 +190,23 @@ class Session:
         return self
 
     def _open_writers(self, stack: contextlib.ExitStack, first_step: int) -> None:
+        quiet = not distributed.is_primary()
+        self._progress = Progress(first_step, self._config.max_steps, self._shown, quiet)
+        stack.enter_context(contextlib.closing(self._progress))
+        self._writers: list[Writer] = [self._progress]
+        self._logs: list[JsonLines] = []
+        if quiet:
+            return
+
         def opened(writer: AnyWriter) -> AnyWriter:
             return stack.enter_context(contextlib.closing(writer))
 
         directory, logging = self._directory, self._config.logging
-        self._jsonl = opened(JsonLines(directory / "metrics.jsonl", first_step))
-        self._samples = opened(JsonLines(directory / "samples.jsonl", first_step))
-        self._progress = opened(Progress(first_step, self._config.max_steps, self._shown))
-        self._writers: list[Writer] = [self._jsonl, self._progress]
+        metrics, self._samples = (
+            opened(JsonLines(directory / f"{name}.jsonl", first_step)) for name in ("metrics", "samples")
+        )
+        self._logs += [metrics, self._samples]
+        self._writers.insert(0, metrics)  # before it is shown
         if logging.tensorboard:
             self._writers.append(opened(TensorBoard(directory / "tensorboard", first_step)))
         if logging.wandb_project is not None:
@@ -180,7 +224,8 @@ class Session:
         config, spec = self._config, self._spec
         abstract = jax.eval_shape(lambda: init_state(spec, init(config.model, jax.random.key(0))))
         try:
-            restored = self._checkpoints.restore_latest(abstract, self._shardings, self._data, warn=warn_on_stderr)
+            warn = warn_on_stderr if distributed.is_primary() else lambda line: None
+            restored = self._checkpoints.restore_latest(abstract, self._shardings, warn)
         except CheckpointError as error:
             raise InputError(str(error)) from error
         if restored is None:
@@ -190,16 +235,19 @@ class Session:
             self.state: TrainState = make(spec, jax.tree.map(lambda x: x.copy(), params))
         else:
             self.state, meta = restored
+            if meta.get("config_hash", "") != run_directory.config_hash(config):
+                run_directory.compare(self._directory, meta.get("config", to_json(config)), config)
             if meta["fingerprint"] != self._fingerprint:
                 raise InputError(
-                    f"the training prompts differ from those of {self._directory}: a resumed run would see another "
+                    f"the training prompts differ from those of {self._where}: a resumed run would see another "
                     "order; restore the data, or choose another --run-dir"
                 )
             if meta.get("rubric", self._rubric) != self._rubric:
                 raise InputError(
-                    f"the judge's rubric is not what it was for {self._directory}: restore its file, or choose another "
+                    f"the judge's rubric is not what it was for {self._where}: restore its file, or choose another "
                     "--run-dir"
                 )
+            self._data.set_state(meta["data"])
             self._init_step = meta["init_step"]
             params = self._make_initial_params(self._init_step)[0] if spec.loss.needs_reference else ()
         self.reference_params = params if spec.loss.needs_reference else ()
@@ -228,29 +276,36 @@ class Session:
         """
         config, first_step = self._config, int(self.state.step)
         if first_step >= config.max_steps:
-            self._progress.say(f"nothing to do: {self._directory} is at step {first_step} of {config.max_steps}")
+            self.complete = True
+            self._progress.say(f"nothing to do: {self._where} is at step {first_step} of {config.max_steps}")
             return
         self.settled_at = time.perf_counter()
         for step in range(first_step, config.max_steps):
+            self._step = step
             self._switch_profiler(step - first_step)
             self._data_before_step = self._data.get_state()
             yield step, self.next_prompts()
             done = step + 1
             # Saving and evaluating read the state: the step is settled first, nothing else being under way.
             save = done % config.save_interval_steps == 0 or done == config.max_steps
-            if save or self._evaluates_after(done) or self._stop_signal is not None:
+            stop = False
+            if save or self._evaluates_after(done) or self._is_to_pause():
                 self.settle()
-            stop = self._stop_signal is not None  # asked once: it may come at any moment
-            if stop:
-                self.settle()
+                # Asked once, by all at this point: it may come at any moment, and in the evaluation too.
+                told = distributed.gather([self.stop_requested, self._checkpoints.failed])
+                stop = any(stop for stop, _ in told)
+                if any(failed for _, failed in told):
+                    with self._save_errors():
+                        self._checkpoints.wait()
             if save or stop:
-                self._save()
+                self._save(needed=stop or done == config.max_steps)
             if stop and done < config.max_steps:
-                self._checkpoints.wait()
+                self._finish_saving()
                 self._progress.say(f"stopped at step {done} of {config.max_steps}; go on with: {self._resume_command}")
                 return
-        self._checkpoints.wait()
-        self._progress.say(f"done: step {config.max_steps}, in {self._directory}")
+        self._finish_saving()
+        self.complete = True
+        self._progress.say(f"done: step {config.max_steps}, in {self._where}")
 
     def _evaluates_after(self, done: int) -> bool:
         every = self._config.eval_interval_steps
@@ -315,19 +370,34 @@ class Session:
             evaluation = self._evaluate()
             self._aside_s += evaluation["time/eval_s"]
         metrics = deferred.metrics | _named(stats) | times | _memory() | evaluation
-        for writer in self._writers:
-            writer.write(deferred.step, metrics)
+        with self._log_errors():
+            for writer in self._writers:
+                writer.write(deferred.step, metrics)
         if nonfinite_in_a_row >= self._config.max_nonfinite_updates:
             raise RunError(
                 f"stopped at step {deferred.step}: loss or gradient was not finite in {nonfinite_in_a_row:.0f} updates "
-                f"in a row, all skipped; the newest checkpoints in {self._directory} are of steps "
+                f"in a row, all skipped; the newest checkpoints in {self._where} are of steps "
                 f"{self._checkpoints.steps()}; lower learning_rate, or look for the first null in metrics.jsonl"
             )
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a signal asks the run to end."""
+        """Whether a signal asks the run to end, here or, as far as this process has heard, in another process."""
         return self._stop_signal is not None
+
+    def _has_news(self) -> bool:
+        """Whether all processes should talk after this step: about stopping, or about a save that failed."""
+        return self.stop_requested or self._checkpoints.failed
+
+    def ask_whether_to_stop(self) -> None:
+        """Starts to ask all processes whether one of them was told to stop. The loop body calls this once, right before
+        it dispatches the update, which every later question to the devices would wait for."""
+        if jax.process_count() > 1:
+            self._news = any_process(self.mesh, self._has_news())
+
+    def _is_to_pause(self) -> bool:
+        """Whether a process has news, the same in all of them."""
+        return self._has_news() if self._news is None else bool(self._news)
 
     def give_up_step(self, reason: str) -> RunError:
         """Saves what was done before a step that cannot be finished.
@@ -339,19 +409,24 @@ class Session:
         self._data.set_state(self._data_before_step)
         step = int(self.state.step)
         if step and step not in self._checkpoints.steps():
-            self._save()
-            self._checkpoints.wait()
-        saved = f"its checkpoint is in {self._directory}" if step else "there is nothing to save yet"
+            self._save(needed=True)
+            self._finish_saving()
+        saved = f"its checkpoint is in {self._where}" if step else "there is nothing to save yet"
         return RunError(
             f"stopped after step {step} of {self._config.max_steps}, {saved}: {reason}; then go on with: "
             f"{self._resume_command}"
         )
 
+    def wants_samples(self) -> bool:
+        """Whether generations of the present step go to samples.jsonl."""
+        return self._step % self._config.logging.samples_interval_steps == 0
+
     def write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        """Appends generations to samples.jsonl where `logging.samples_interval_steps` asks for them."""
-        if (step - 1) % self._config.logging.samples_interval_steps == 0:
-            for row in rows:
-                self._samples.write(step, row)
+        """Appends generations to samples.jsonl."""
+        if distributed.is_primary():
+            with self._log_errors():
+                for row in rows:
+                    self._samples.write(step, row)
 
     def say(self, line: str) -> None:
         """A line for the user."""
@@ -386,14 +461,65 @@ class Session:
         most = config.sampling.max_rows if isinstance(config, Config) else evaluation.max_rows
         return max(min(evaluation.max_rows, most), evaluation.num_samples)
 
-    def _save(self) -> None:
+    def _save(self, needed: bool) -> None:
+        """Starts to save; `needed` where the run ends with it."""
         start = time.perf_counter()
         # The log first: what a checkpoint continues from must be on the disk before the checkpoint is.
-        self._jsonl.sync()
-        self._samples.sync()
-        meta = {"fingerprint": self._fingerprint, "rubric": self._rubric, "init_step": self._init_step}
-        self._checkpoints.save(self.state, self._data, meta)
+        with self._log_errors():
+            for log in self._logs:
+                log.sync()
+            self._push()
+        meta = {
+            "fingerprint": self._fingerprint,
+            "rubric": self._rubric,
+            "init_step": self._init_step,
+            "data": self._data.get_state(),
+            "config": to_json(self._config),
+            "config_hash": run_directory.config_hash(self._config),
+        }
+        with self._save_errors():
+            self._checkpoints.wait()
+        with self._save_errors(needed):
+            self._checkpoints.save(self.state, meta)
         self._aside_s += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def _save_errors(self, needed: bool = False) -> Iterator[None]:
+        """Ends the run, unless it can do without the checkpoint and is configured to go on."""
+        try:
+            yield
+        except SaveError as error:
+            if needed or self._config.on_save_failure == "stop":
+                raise self._unsaved(error) from error
+            kept = self._checkpoints.steps()
+            self.say(f"{error}; going on without it, as on_save_failure says; there are those of steps {kept}")
+
+    def _unsaved(self, error: SaveError) -> RunError:
+        return RunError(
+            f"{error}; the checkpoints of steps {self._checkpoints.steps()} in {self._where} are as they were: make "
+            f"room or restore access, then go on with: {self._resume_command}"
+        )
+
+    def _finish_saving(self) -> None:
+        with self._save_errors(needed=True):
+            self._checkpoints.wait()
+        with self._log_errors():
+            self._push()
+
+    def _push(self) -> None:
+        if distributed.is_primary():
+            self._pusher.push()
+
+    @contextlib.contextmanager
+    def _log_errors(self) -> Iterator[None]:
+        """A log that cannot be written ends the run: what it does not say is lost."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"the log in {self._where} cannot be written ({error.strerror}): make room or restore access, then "
+                f"go on with: {self._resume_command}"
+            ) from error
 
 
 def _rubric_of(config: RunConfig) -> str:

@@ -32,8 +32,11 @@ def update_spec(config: SFTConfig) -> UpdateSpec:
     )
 
 
-def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool = False) -> None:
+def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool = False) -> bool:
     """Runs, or goes on with, the run in `directory`.
+
+    Returns:
+      Whether it came to its last step, and was not stopped before.
 
     Raises:
       InputError: bad input, found before anything is written.
@@ -47,11 +50,14 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
                 batch = demonstration_batch(config.task, prompts, config.max_completion_length, rng)
             except ValueError as error:
                 raise RunError(str(error)) from error
-            session.state, stats = train_step(update, session.state, shard_rows(session.mesh, batch))
+            rows = shard_rows(session.mesh, batch)
+            session.ask_whether_to_stop()
+            session.state, stats = train_step(update, session.state, rows)
             session.settle()
             stats = {name: stats[name] for name in ("loss", "grad_norm", "tokens", "nonfinite", "nonfinite_in_a_row")}
             stats["supervised"] = stats.pop("loss")
             session.defer(step + 1, stats, {})
+        return session.complete
 
 
 def main(arguments: Sequence[str]) -> None:

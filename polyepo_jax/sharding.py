@@ -4,6 +4,7 @@ Parameters carry logical axis names (MaxText's words); one table maps them to th
 `tensor`. Everything beneath is jax.jit with NamedSharding.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
@@ -126,8 +128,91 @@ def row_sharding(mesh: Mesh, num_rows: int) -> NamedSharding:
 
 
 def shard_rows(mesh: Mesh, tree):
-    """Host arrays, each placed by `row_sharding`."""
-    return jax.tree.map(lambda x: jax.device_put(x, row_sharding(mesh, x.shape[0])), tree)
+    """Arrays, each placed by `row_sharding`. Of a NumPy array a process needs the rows of its own devices only."""
+
+    def place(x):
+        sharding = row_sharding(mesh, x.shape[0])
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(place, tree)
+
+
+def copy_to_all(mesh: Mesh, tree):
+    """Arrays that every process has, random keys too, as ones that lie on every device."""
+    return jax.jit(_unchanged, out_shardings=replicated(mesh))(tree)
+
+
+def _unchanged(tree):
+    return tree
+
+
+def local_rows(sharding: NamedSharding, num_rows: int) -> np.ndarray:
+    """Which rows of an array lie on devices of this process, bool[num_rows]."""
+    local_B = np.zeros(num_rows, bool)
+    indices: Any = sharding.addressable_devices_indices_map((num_rows,))
+    for (index,) in indices.values():
+        local_B[index] = True
+    return local_B
+
+
+def row_owners(sharding: NamedSharding, num_rows: int) -> np.ndarray:
+    """The process that takes each row of an array to its host, int[num_rows]: one that has it, and in turn where
+    several have it."""
+    holders: list[set[int]] = [set() for _ in range(num_rows)]
+    indices: Any = sharding.devices_indices_map((num_rows,))
+    for device, (index,) in indices.items():
+        for row in range(*index.indices(num_rows)):
+            holders[row].add(device.process_index)
+    num_seen: collections.Counter[tuple[int, ...]] = collections.Counter()
+    owners_B = np.zeros(num_rows, int)
+    for row, processes in enumerate(tuple(sorted(held)) for held in holders):
+        owners_B[row] = processes[num_seen[processes] % len(processes)]
+        num_seen[processes] += 1
+    return owners_B
+
+
+def own_rows(tree: Any) -> tuple[np.ndarray, Any]:
+    """The rows that this process takes to its host (`row_owners`): each row goes to one process.
+
+    Args:
+      tree: arrays of equally many rows, all cut as `shard_rows` does.
+
+    Returns:
+      Their indices, and the tree of NumPy arrays that hold them; waits until they are computed.
+    """
+    first = jax.tree.leaves(tree)[0]
+    if first.is_fully_addressable:
+        return np.arange(first.shape[0]), jax.device_get(tree)
+    owned = np.flatnonzero(row_owners(first.sharding, first.shape[0]) == jax.process_index())
+
+    def fetch(x: Array) -> np.ndarray:
+        rows = np.empty((owned.size, *x.shape[1:]), x.dtype)
+        missing = np.ones(owned.size, bool)
+        for shard in x.addressable_shards:
+            held = range(*shard.index[0].indices(x.shape[0]))
+            wanted = missing & (owned >= held.start) & (owned < held.stop)
+            if np.any(wanted):
+                rows[wanted] = np.asarray(shard.data)[owned[wanted] - held.start]
+                missing &= ~wanted
+        return rows
+
+    for leaf in jax.tree.leaves(tree):
+        for shard in leaf.addressable_shards:
+            shard.data.copy_to_host_async()
+    return owned, jax.tree.map(fetch, tree)
+
+
+def any_process(mesh: Mesh, flag: bool) -> Array:
+    """Whether `flag` is set in any process: a scalar on all devices, being computed; all processes call this."""
+    flags = jax.make_array_from_callback(
+        (mesh.size,), NamedSharding(mesh, PartitionSpec(AXES)), lambda index: np.full(mesh.size, flag)[index]
+    )
+    return _any(flags)
+
+
+_any = jax.jit(jnp.any)
 
 
 def mesh_platform() -> str:

@@ -8,23 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from polyepo_jax import data, model_directory, run_directory
+from polyepo_jax import data, model_directory, remote, run_directory
 from polyepo_jax.checkpoint import CheckpointError, Checkpoints
 from polyepo_jax.config import Config, RunConfig, SFTConfig
 from polyepo_jax.errors import InputError
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.model import ModelConfig, init, logical_axes
-from polyepo_jax.sampling import GenerationSpec, Sampling, prompts_per_wave
+from polyepo_jax.sampling import GenerationSpec, Sampling, own_prompts, prompts_per_wave
 from polyepo_jax.sharding import (
     AXES,
     AbstractMesh,
     Mesh,
     MeshConfig,
     check_divides,
+    local_rows,
     make_mesh,
     mesh_sizes,
     param_shardings,
+    row_sharding,
 )
 from polyepo_jax.tasks import Problem, Split
 from polyepo_jax.tokenizer import Tokenizer
@@ -158,6 +161,13 @@ def mesh_of(config: RunConfig) -> Mesh:
     return make_mesh(config.mesh)
 
 
+def prompts_to_tokenize(config: RunConfig, mesh: Mesh) -> np.ndarray:
+    """Which prompts of a step's batch this process needs for its devices, bool[P]."""
+    if isinstance(config, Config):
+        return own_prompts(config.prompts_per_step, config.num_generations, config.sampling.max_rows, mesh)
+    return local_rows(row_sharding(mesh, config.prompts_per_step), config.prompts_per_step)
+
+
 def mesh_to_sample(config: RunConfig) -> Mesh:
     """A mesh over all devices to hold and sample the model: the config's, or one that cuts the parameters at least.
 
@@ -183,12 +193,13 @@ def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None
     Raises:
       InputError: no such checkpoint, one of another model, or only damaged ones.
     """
+    directory = remote.working_copy(directory)
     run = run_directory.read_config(directory)
-    if not (directory / "checkpoints").is_dir():
+    if not (remote.home(directory) / "checkpoints").is_dir():
         raise InputError(f"{directory} has no checkpoints: train it first, or give another run directory")
     model_directory.check_same(f"the checkpoint in {directory}", run.model, config.model)
     abstract = abstract_params(config.model)
-    checkpoints = Checkpoints(directory, read_only=True)
+    checkpoints = Checkpoints(remote.home(directory), read_only=True)
     try:
         shardings = param_shardings(mesh, logical_axes(config.model))
         return checkpoints.restore_params(abstract, shardings, warn_on_stderr, step)

@@ -16,19 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from polyepo_jax import distributed
 from polyepo_jax.commands import start
 from polyepo_jax.config import Config
 from polyepo_jax.data import PromptBatch
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.grading import Grader, Grading, GradingInterrupted, GradingStopped, Submitted, decode, join
 from polyepo_jax.judges.judge import Surroundings
-from polyepo_jax.metrics import rollout_metrics
+from polyepo_jax.metrics import Completions, completions_of, rollout_metrics
 from polyepo_jax.sampling import generate_in_waves
 from polyepo_jax.session import Session
 from polyepo_jax.sets import check_advantage, group_advantages, has_signal
-from polyepo_jax.sharding import shard_rows
+from polyepo_jax.sharding import own_rows, shard_rows
 from polyepo_jax.startup import check_judge, generation_spec, stream, update_spec
-from polyepo_jax.tasks import Problem
 from polyepo_jax.types import Array, Batch, Prompts, Rollouts
 from polyepo_jax.update import train_step
 
@@ -92,44 +92,44 @@ def flatten(mask_truncated: bool, prompts: Prompts, rollouts: Rollouts, advantag
 class Draw:
     """One batch of prompts, sampled and graded.
 
-    groups: on the devices. rollouts, grading, advantages_PN: the same on the host.
+    groups: on the devices. completions, grading, advantages_PN: of all of them, on the host of every process.
     diagnostics: what the advantage says of its groups.
-    responses: texts, [P][N].
+    samples: the first prompt's generations, for samples.jsonl; none where they are not wanted.
     times: metrics.
-    problems: of the prompts.
     """
 
     groups: Groups
-    rollouts: Rollouts
+    completions: Completions
     grading: Grading
     advantages_PN: np.ndarray
     diagnostics: dict[str, Array]
-    responses: list[list[str]]
+    samples: list[dict[str, Any]]
     times: dict[str, float]
-    problems: tuple[Problem, ...]
-
-    def samples(self) -> list[dict[str, Any]]:
-        """The first prompt's generations, for samples.jsonl."""
-        grades = self.grading.grades
-        columns = self.responses[0], grades.rewards_PN[0], grades.clusters_PN[0]
-        return [
-            {"prompt": self.problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}
-            for text, reward, cluster in zip(*columns, strict=True)
-        ]
 
 
-def _join(parts: list[Rollouts]) -> Rollouts:
-    """Rollouts of successive prompts, all on the devices or all on the host, in one."""
+def _join(parts: Sequence[Any]) -> Any:
+    """Structs of successive prompts, all on the devices or all on the host, in one."""
     if len(parts) == 1:
         return parts[0]
-    on_host = isinstance(parts[0].truncated_PN, np.ndarray)
+    on_host = isinstance(jax.tree.leaves(parts[0])[0], np.ndarray)
     return jax.tree.map(lambda *x: (np if on_host else jnp).concatenate(x), *parts)
+
+
+def _everywhere(rows: Sequence[int], completions: Completions, gradings: Sequence[Grading]) -> tuple[Any, Grading]:
+    """Completions and grades of all prompts, in their order, from those of each process's own."""
+    own = [
+        [[column[i].tolist() for column in dataclasses.astuple(completions)], grading.to_json()]
+        for i, grading in enumerate(gradings)
+    ]
+    measured, graded = zip(*distributed.gather_rows(rows, own), strict=True)
+    return Completions(*map(np.array, zip(*measured, strict=True))), join([Grading.from_json(g) for g in graded])
 
 
 def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, step_key: Array, index: int) -> Draw:
     """Rollouts of a step's batch of prompts, their grades and advantages; settles the previous step meanwhile.
 
-    Each wave of prompts is graded while the next ones are sampled.
+    Each wave of prompts is graded while the next ones are sampled; of several processes each grades those whose rows
+    are on its devices.
 
     index: of the batch within the step, so that each has its own random numbers.
     """
@@ -140,27 +140,33 @@ def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, s
     waves = generate_in_waves(spec, params, batch.prompts, rollout_key, session.mesh, config.sampling.max_rows)
     session.settle()  # the previous step's numbers, while this step's rollouts are sampled
 
-    parts: list[tuple[Rollouts, Rollouts]] = []
+    parts: list[Rollouts] = []
+    completions: list[Completions] = []
+    rows: list[int] = []  # of the batch, that are this process's
     responses: list[list[str]] = []
     submitted: list[Submitted] = []
+    num_sampled = 0
     waited = 0.0
     for wave in waves:
         waits = time.perf_counter()
-        on_host: Rollouts = jax.device_get(wave)
+        indices, on_host = own_rows(wave)
         sampled = time.perf_counter()
         waited += sampled - waits
-        parts.append((wave, on_host))
+        own = (num_sampled + indices).tolist()
+        num_sampled += len(wave.truncated_PN)
         texts = decode(config.task.tokenizer, on_host)
-        problems = batch.problems[len(responses) : len(responses) + len(texts)]
-        submitted += grader.submit(problems, texts, np.asarray(on_host.truncated_PN))
+        submitted += grader.submit([batch.problems[row] for row in own], texts, np.asarray(on_host.truncated_PN))
+        parts.append(wave)
+        completions.append(completions_of(on_host))
         responses += texts
-    rollouts, host_rollouts = _join([wave for wave, _ in parts]), _join([on_host for _, on_host in parts])
-    grading = join(grader.collect(submitted))
+        rows += own
+    rollouts = _join(parts)
+    all_completions, grading = _everywhere(rows, _join(completions), grader.collect(submitted))
     graded = time.perf_counter()
 
     advantage = config.algorithm.advantage
     advantages_PN, diagnostics = group_advantages(advantage, sets_key, prompts.ids_P, grading.grades)
-    host_advantages_PN = np.asarray(advantages_PN)
+    host_advantages_PN = distributed.to_host(advantages_PN)
     times = {
         "time/rollout_s": sampled - max(dispatched, session.settled_at),
         "time/rollout_wait_s": waited,
@@ -169,34 +175,45 @@ def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, s
     }
     if config.judge.clusterer is not None:
         times["judge/exposed_s"] = graded - sampled
+    samples = []
+    if index == 0 and session.wants_samples():
+        first = responses[rows.index(0)] if 0 in rows else None
+        texts_N = next(texts for texts in distributed.gather(first) if texts is not None)
+        columns = texts_N, grading.grades.rewards_PN[0], grading.grades.clusters_PN[0]
+        samples = [
+            {"prompt": batch.problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}
+            for text, reward, cluster in zip(*columns, strict=True)
+        ]
     return Draw(
         groups=Groups(prompts, rollouts, advantages_PN),
-        rollouts=host_rollouts,
+        completions=all_completions,
         grading=grading,
         advantages_PN=host_advantages_PN,
         diagnostics=diagnostics,
-        responses=responses,
+        samples=samples,
         times=times,
-        problems=batch.problems,
     )
 
 
 def summarize(draws: Sequence[Draw]) -> dict[str, float]:
     """Metrics of all groups that a step drew, also of those that it did not train on."""
     times = {name: sum(d.times[name] for d in draws) for name in draws[0].times}
-    rollouts = _join([d.rollouts for d in draws])
+    completions = _join([d.completions for d in draws])
     grading = join([d.grading for d in draws])
-    metrics = rollout_metrics(rollouts, grading.grades, np.concatenate([d.advantages_PN for d in draws]))
+    metrics = rollout_metrics(completions, grading.grades, np.concatenate([d.advantages_PN for d in draws]))
     metrics |= grading.metrics() | times
     for name in draws[0].diagnostics:
         defined = [value for d in draws if not math.isnan(value := float(d.diagnostics[name]))]
         metrics[name] = sum(defined) / len(defined) if defined else math.nan
-    num_tokens = int(np.sum(rollouts.completion_mask_PNT))
+    num_tokens = int(np.sum(completions.lengths_PN))
     return metrics | {"throughput/rollout_tokens_per_s": num_tokens / times["time/rollout_s"]}
 
 
-def train(config: Config, directory: Path, resume_command: str, profile: bool = False) -> None:
+def train(config: Config, directory: Path, resume_command: str, profile: bool = False) -> bool:
     """Runs, or goes on with, the run in `directory`.
+
+    Returns:
+      Whether it came to its last step, and was not stopped before.
 
     Raises:
       InputError: bad input, found before anything is written.
@@ -227,7 +244,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 raise session.give_up_step(str(stopped)) from stopped
             except GradingInterrupted as interrupted:
                 session.say(str(session.give_up_step(str(interrupted))))
-                return
+                return False
 
             counts = {}
             if algorithm.max_prompt_batches > 1:
@@ -236,12 +253,14 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 counts["dynamic_sampling/informative_frac"] = num_informative(groups) / config.prompts_per_step
             rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
             rows = shard_rows(session.mesh, rows)
+            session.ask_whether_to_stop()
             session.state, stats = train_step(update, session.state, rows, session.reference_params)
             session.defer(step + 1, stats, summarize(draws) | counts)
-            session.write_samples(step + 1, draws[0].samples())
+            session.write_samples(step + 1, draws[0].samples)
             failures = [line for d in draws for line in d.grading.failures]
             if failures:
                 session.say(f"step {step + 1}: {len(failures)} grading calls failed: {failures[0]}")
+        return session.complete
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, read_lines, rollout_metrics
+from polyepo_jax.metrics import (
+    JsonLines,
+    Progress,
+    TensorBoard,
+    WeightsAndBiases,
+    completions_of,
+    read_lines,
+    rollout_metrics,
+)
 from polyepo_jax.sets import has_signal
 from polyepo_jax.types import Grades, Rollouts
 
@@ -21,7 +29,7 @@ def test_rollout_metrics_by_hand():
     advantages = np.array([[0.1, 0.1, -0.1, 2e-6], [1e-7, 0, 0, 0], [0.2, -0.1, -0.1, 0], [0, 0, 0, 0]])
     rollouts = Rollouts(np.zeros((4, 4, 3), int), mask, logprobs, truncated)
     effective_two_to_one = np.exp(-(2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)))
-    assert rollout_metrics(rollouts, Grades(rewards, clusters, valid), advantages) == pytest.approx(
+    assert rollout_metrics(completions_of(rollouts), Grades(rewards, clusters, valid), advantages) == pytest.approx(
         {
             "rewards/mean": 5 / 10,
             "rewards/all_correct_frac": 1 / 4,

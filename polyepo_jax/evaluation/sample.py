@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from polyepo_jax import distributed
 from polyepo_jax.data import to_prompts
 from polyepo_jax.evaluation.summaries import summarize
-from polyepo_jax.grading import BY_THE_TASK, Grader, Submitted, decode, join
-from polyepo_jax.sampling import GenerationSpec, generate_in_waves
-from polyepo_jax.sharding import Mesh
+from polyepo_jax.grading import BY_THE_TASK, Grader, Grading, Submitted, decode, join
+from polyepo_jax.sampling import GenerationSpec, generate_in_waves, own_prompts
+from polyepo_jax.sharding import Mesh, own_rows
 from polyepo_jax.tasks import Problem, Task
-from polyepo_jax.types import Grades, Rollouts
+from polyepo_jax.types import Grades
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +51,22 @@ def sample(
 
     Strategies are the task's own, whatever judge the run trains by: no judge reads hundreds of responses at once.
     """
-    truncated: list[np.ndarray] = []
+    rows: list[int] = []  # of the problems, that this process grades
+    truncated: list[list[bool]] = []
     submitted: list[Submitted] = []
-    prompts = to_prompts(problems, task.tokenizer, max_prompt_length)
+    num_sampled = 0
+    own_P = own_prompts(len(problems), spec.num_generations, max_rows, mesh)
+    prompts = to_prompts(problems, task.tokenizer, max_prompt_length, own_P)
     with Grader(task, BY_THE_TASK) as grader:
         for wave in generate_in_waves(spec, params, prompts, key, mesh, max_rows):
-            rollouts: Rollouts = jax.device_get(wave)
+            indices, rollouts = own_rows(wave)
+            own = (num_sampled + indices).tolist()
+            num_sampled += len(wave.truncated_PN)
             truncated_PN = np.asarray(rollouts.truncated_PN)
-            chosen = problems[len(submitted) : len(submitted) + len(truncated_PN)]
-            submitted += grader.submit(chosen, decode(task.tokenizer, rollouts), truncated_PN)
-            truncated.append(truncated_PN)
-        grading = join(grader.collect(submitted))
-    return Samples(grading.grades, np.concatenate(truncated), grading.failures)
+            submitted += grader.submit([problems[row] for row in own], decode(task.tokenizer, rollouts), truncated_PN)
+            truncated += truncated_PN.tolist()
+            rows += own
+        gradings = [grading.to_json() for grading in grader.collect(submitted)]
+    everywhere = distributed.gather_rows(rows, list(zip(gradings, truncated, strict=True)))
+    grading = join([Grading.from_json(value) for value, _ in everywhere])
+    return Samples(grading.grades, np.array([truncated_M for _, truncated_M in everywhere]), grading.failures)

@@ -1,6 +1,7 @@
 """Answers of a judge that are kept, so that what was answered once is never asked again."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import sqlite3
@@ -22,6 +23,18 @@ _when_free = tenacity.Retrying(
 )
 
 
+def of_process(path: Path, index: int) -> Path:
+    """The file of one of several processes: `cache.sqlite` of the first, `cache.1.sqlite` of the next."""
+    return path if index == 0 else path.with_name(f"{path.stem}.{index}{path.suffix}")
+
+
+def siblings(path: Path) -> list[Path]:
+    """All files that `of_process` names and that are there, those of an earlier number of processes too."""
+    numbered = path.parent.glob(f"{glob.escape(path.stem)}.*{glob.escape(path.suffix)}")
+    found = [other for other in numbered if other.stem.removeprefix(f"{path.stem}.").isdecimal()]
+    return [other for other in (path, *sorted(found)) if other.exists()]
+
+
 def cache_key(*content: Any) -> str:
     """Of all that an answer depends on: anything JSON can hold, texts with half characters too."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -33,11 +46,13 @@ class ReplyCache:
     What was put is on disk when `put` returns: a process that is killed loses nothing.
     """
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, others: Sequence[Path] = (), one_host: bool = True):
         """Opens the file, or makes it.
 
         Args:
           path: None to keep the answers in memory only.
+          others: files of the same kind whose answers are taken over; nobody writes to them meanwhile.
+          one_host: whether no other machine opens the file; else it is slower, for SQLite's log is of one machine.
 
         Raises:
           ValueError: it cannot be opened, or is damaged.
@@ -51,7 +66,9 @@ class ReplyCache:
                     self._name, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
                 )
                 stack.callback(self._connection.close)
-                _when_free(self._prepare)
+                _when_free(lambda: self._prepare("WAL" if one_host else "TRUNCATE"))
+                for other in others:
+                    self._take_over(other)
             except sqlite3.OperationalError as error:
                 raise ValueError(
                     f"{path}: cannot be opened ({error}); expected a file in a writable directory of a local disk"
@@ -63,13 +80,19 @@ class ReplyCache:
                 ) from error
             stack.pop_all()
 
-    def _prepare(self) -> None:
-        self._connection.execute("PRAGMA journal_mode = WAL")
+    def _prepare(self, journal_mode: str) -> None:
+        self._connection.execute(f"PRAGMA journal_mode = {journal_mode}")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, ids TEXT NOT NULL)")
         [(verdict,)] = self._connection.execute("PRAGMA quick_check(1)").fetchall()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)
+
+    def _take_over(self, other: Path) -> None:
+        self._connection.execute("ATTACH DATABASE ? AS other", (str(other),))
+        with contextlib.suppress(sqlite3.OperationalError):  # its process has not made the table yet
+            self._connection.execute("INSERT OR IGNORE INTO replies SELECT key, ids FROM other.replies")
+        self._connection.execute("DETACH DATABASE other")
 
     def get(self, key: str) -> tuple[int, ...] | None:
         """What was put under a key, None if nothing was.

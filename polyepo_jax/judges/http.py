@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import jax
 import tenacity
 
 from polyepo_jax.errors import GradeFailure
 from polyepo_jax.judges import completions
-from polyepo_jax.judges.cache import ReplyCache, cache_key
+from polyepo_jax.judges.cache import ReplyCache, cache_key, of_process, siblings
 from polyepo_jax.judges.completions import Completions, Transport
 from polyepo_jax.judges.judge import Clusters, Surroundings
 from polyepo_jax.judges.rubric import (
@@ -144,7 +145,12 @@ class LiveHTTPJudge:
         self._sleep = sleep
         self._with_schema = judge.structured_output != "off"
         self._server = Completions(judge.transport)
-        self._cache = ReplyCache(path)
+        # Each of several processes has its own, and knows what was in all of them when it started.
+        if path is not None:
+            others = [other for other in siblings(path) if other != of_process(path, jax.process_index())]
+            self._cache = ReplyCache(of_process(path, jax.process_index()), others, jax.process_count() == 1)
+        else:
+            self._cache = ReplyCache(None)
         self._lock = threading.Lock()  # nothing is handed to the loop once it has been told to stop
         self._closed = False
         self._stop = asyncio.Event()

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
+from polyepo_jax import distributed
 from polyepo_jax.errors import GradeFailure
 from polyepo_jax.judges.judge import Clusters, Surroundings
 from polyepo_jax.judges.rubric import (
@@ -34,7 +35,7 @@ from polyepo_jax.sampling import (
     in_waves,
     prompts_per_wave,
 )
-from polyepo_jax.sharding import BATCH_AXES, Mesh, MeshConfig, check_divides, make_mesh, replicated
+from polyepo_jax.sharding import BATCH_AXES, Mesh, MeshConfig, check_divides, copy_to_all, make_mesh
 from polyepo_jax.tokenizer import HFTokenizer
 from polyepo_jax.types import Array, Problem, Prompts
 
@@ -198,7 +199,7 @@ class _JudgeOnMesh:
 
     @property
     def _key(self) -> Array:
-        return jax.device_put(jax.random.key(self.settings.sampling_seed), replicated(self.mesh))
+        return copy_to_all(self.mesh, jax.random.key(self.settings.sampling_seed))
 
     @property
     def _max_rows(self) -> int:
@@ -225,7 +226,7 @@ class _JudgeOnMesh:
         waves = in_waves(
             lambda prompts: choose_labels(spec, self.params, prompts, key), self._prompts(questions), self.mesh, size
         )
-        ids_PN = np.concatenate([np.asarray(wave) for wave in waves])
+        ids_PN = np.concatenate([distributed.to_host(wave) for wave in waves])
         return [_clusters(question, row.tolist()) for question, row in zip(questions, ids_PN, strict=True)]
 
     def _write(self, questions: Sequence[_Question]) -> list[Clusters | GradeFailure]:
@@ -241,7 +242,7 @@ class _JudgeOnMesh:
         prompts = self._prompts(questions)
         waves = generate_in_waves(spec, self.params, prompts, self._key, self.mesh, self._max_rows)
         results: list[Clusters | GradeFailure] = []
-        for wave in map(jax.device_get, waves):
+        for wave in map(distributed.to_host, waves):
             for tokens_NT, mask_NT, truncated_N in zip(
                 wave.tokens_PNT, wave.completion_mask_PNT, wave.truncated_PN, strict=True
             ):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from polyepo_jax.sampling.generate import GenerationSpec, generate
-from polyepo_jax.sharding import BATCH_AXES, Mesh, replicated, shard_rows
+from polyepo_jax.sharding import BATCH_AXES, Mesh, copy_to_all, local_rows, row_sharding, shard_rows
 from polyepo_jax.types import Prompts, Rollouts
 
 Tree = TypeVar("Tree")
@@ -31,6 +31,26 @@ def prompts_per_wave(num_prompts: int, num_generations: int, max_rows: int, num_
     return -(-size // step) * step
 
 
+def _wave_rows(num_prompts: int, start: int, size: int) -> np.ndarray:
+    """The prompts of a wave. The last one is filled up with its first prompt, so that all share one compilation."""
+    rows = start + np.arange(size)
+    return np.where(rows < num_prompts, rows, start)
+
+
+def own_prompts(num_prompts: int, num_generations: int, max_rows: int, mesh: Mesh) -> np.ndarray:
+    """The prompts whose tokens this process needs for its devices, in waves and as a whole: bool[num_prompts]."""
+    size = _wave_size(num_prompts, num_generations, max_rows, mesh)
+    own_P = local_rows(row_sharding(mesh, num_prompts), num_prompts)
+    local_P = local_rows(row_sharding(mesh, size), size)
+    for start in range(0, num_prompts, size):
+        own_P[_wave_rows(num_prompts, start, size)[local_P]] = True
+    return own_P
+
+
+def _wave_size(num_prompts: int, num_generations: int, max_rows: int, mesh: Mesh) -> int:
+    return prompts_per_wave(num_prompts, num_generations, max_rows, math.prod(mesh.shape[axis] for axis in BATCH_AXES))
+
+
 def in_waves(run: Callable[[Prompts], Tree], prompts: Prompts, mesh: Mesh, size: int) -> Iterator[Tree]:
     """`run` for all prompts, `size` at a time, in their order.
 
@@ -42,18 +62,18 @@ def in_waves(run: Callable[[Prompts], Tree], prompts: Prompts, mesh: Mesh, size:
       prompts: NumPy arrays.
 
     Yields:
-      What `run` returns for the next prompts, on the devices and possibly still being computed.
+      What `run` returns for the next prompts, on the devices, cut as `shard_rows` does, and possibly still being
+      computed.
     """
     num_prompts = len(prompts.ids_P)
 
     def dispatch(start: int) -> Tree:
-        # The last wave is filled up with its first prompt, so that all waves share one compilation.
         count = min(size, num_prompts - start)
-        rows = start + np.where(np.arange(size) < count, np.arange(size), 0)
+        rows = _wave_rows(num_prompts, start, size)
         wave: Prompts = shard_rows(mesh, jax.tree.map(lambda x: x[rows], prompts))
         with jax.set_mesh(mesh):
             result = run(wave)
-            return result if count == size else jax.tree.map(lambda x: x[:count], result)
+            return shard_rows(mesh, result if count == size else jax.tree.map(lambda x: x[:count], result))
 
     def follow(ahead: Tree) -> Iterator[Tree]:
         for start in range(size, num_prompts, size):
@@ -74,7 +94,6 @@ def generate_in_waves(
       mesh: of the params.
       max_rows: as of `prompts_per_wave`.
     """
-    num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    size = prompts_per_wave(len(prompts.ids_P), spec.num_generations, max_rows, num_shards)
-    key = jax.device_put(key, replicated(mesh))
+    size = _wave_size(len(prompts.ids_P), spec.num_generations, max_rows, mesh)
+    key = copy_to_all(mesh, key)
     return in_waves(lambda wave: generate(spec, params, wave, key), prompts, mesh, size)

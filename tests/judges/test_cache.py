@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from polyepo_jax.judges.cache import ReplyCache, cache_key
+from polyepo_jax.judges.cache import ReplyCache, cache_key, of_process, siblings
 
 PUT = """
 import os, pathlib, sys
@@ -127,3 +127,28 @@ def test_a_closed_cache_does_not_pretend(path):
     cache.close()
     with pytest.raises(sqlite3.Error):
         cache.get("k")
+
+
+def test_each_process_has_a_file_and_all_answers_that_were_there(path):
+    first, second = ReplyCache(of_process(path, 0), one_host=False), ReplyCache(of_process(path, 1), one_host=False)
+    first.put("a", (0,))
+    second.put("a", (1,))
+    second.put("b", (2,))
+    first.close()
+    second.close()
+    (path.parent / "cache.notes.sqlite").write_text("not one of them")
+    assert siblings(path) == [path, path.with_name("cache.1.sqlite")]
+    alone = ReplyCache(path, others=siblings(path)[1:])
+    assert alone.get("a") == (0,)  # its own answer stays
+    assert alone.get("b") == (2,)
+    alone.close()
+    third = ReplyCache(of_process(path, 2), others=siblings(path))
+    assert third.get("b") == (2,)
+    third.close()
+
+
+def test_a_file_that_another_process_is_just_making_is_passed_over(path):
+    of_process(path, 1).touch()
+    cache = ReplyCache(path, others=[of_process(path, 1)])
+    assert cache.get("a") is None
+    cache.close()

@@ -1,0 +1,120 @@
+"""A pod on this machine: P processes of D CPU devices each, and what can happen to them."""
+
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DEADLINE_S = 240.0  # for what takes seconds: reached only by what hangs
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Polls; there is nothing to be woken by where another process writes a file."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come about in {deadline_s:.0f} s"
+        time.sleep(0.02)
+
+
+class Pod:
+    """Processes of one run. Use as a context manager: none is left behind.
+
+    Args:
+      num_processes, num_devices: of each.
+      command: what each runs, after `python`.
+      logs: directory for their output, a file each.
+      environment: in addition.
+      user: to run as, where this one may do everything.
+    """
+
+    def __init__(
+        self,
+        num_processes: int,
+        num_devices: int,
+        command: Sequence[str],
+        logs: Path,
+        environment: Mapping[str, str] | None = None,
+        user: int | None = None,
+    ):
+        logs.mkdir(parents=True, exist_ok=True)
+        self.logs = [logs / f"{index}.txt" for index in range(num_processes)]
+        inherited = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+        shared = {
+            **inherited,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "JAX_NUM_PROCESSES": str(num_processes),
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+            **(environment or {}),
+        }
+        self.processes = []
+        for index, log in enumerate(self.logs):
+            with log.open("w") as output:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *command],
+                        env=shared | {"JAX_PROCESS_ID": str(index)},
+                        cwd=ROOT,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        user=user,
+                    )
+                )
+
+    def __enter__(self) -> "Pod":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def send(self, index: int, number: signal.Signals) -> None:
+        self.processes[index].send_signal(number)
+
+    def limit_files(self, num_bytes: int, index: int | None = None) -> None:
+        """From now on no file of a process (None: of any) may grow larger: what a full disk looks like to it."""
+        for process in self.processes if index is None else [self.processes[index]]:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> list[int]:
+        """The exit status of each process, once all have ended."""
+        end = time.monotonic() + deadline_s
+        for process in self.processes:
+            try:
+                process.wait(timeout=max(end - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"the pod did not end in {deadline_s:.0f} s:\n{self.said()}") from None
+        return [process.returncode for process in self.processes]
+
+    def said(self, index: int | None = None) -> str:
+        """What a process (None: all of them) has written."""
+        logs = self.logs if index is None else [self.logs[index]]
+        return "".join(f"--- {log.stem}\n{log.read_text()}" for log in logs)
+
+
+def training(config: Path, directory: Path, *arguments: str, module: str = "polyepo_jax.train") -> list[str]:
+    """The command of a run, after `python`."""
+    return ["-m", module, "--config", str(config), "--run-dir", str(directory), *arguments]
+
+
+def steps_done(directory: Path) -> int:
+    """The last step in the log of a run."""
+    log = directory / "metrics.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0

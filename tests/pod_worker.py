@@ -1,0 +1,75 @@
+"""What a process of a pod sees, written down by process 0: python -m tests.pod_worker OUT.json"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from polyepo_jax import distributed
+from polyepo_jax.data import to_prompts
+from polyepo_jax.errors import InputError
+from polyepo_jax.model import init, logical_axes
+from polyepo_jax.sampling import generate_in_waves, own_prompts
+from polyepo_jax.sharding import MeshConfig, any_process, make_mesh, own_rows, param_shardings, shard_rows
+from polyepo_jax.startup import generation_spec
+from polyepo_jax.tasks import Polynomial
+from tests.tiny import MODEL, rl_config
+
+MAX_ROWS = 32
+
+
+def tokens(mesh, num_prompts: int) -> list:
+    """All tokens of a step: prompts in waves, the last one not full; rows gathered from their owners."""
+    # Heads that two tensor-parallel devices can share.
+    model = dataclasses.replace(MODEL, num_key_value_heads=2)
+    config = rl_config(task=Polynomial(), num_generations=4, model=model)
+    spec, task = generation_spec(config), config.task
+    problems = task.problems("train")[:num_prompts]
+    own_P = own_prompts(num_prompts, spec.num_generations, MAX_ROWS, mesh)
+    prompts = to_prompts(problems, task.tokenizer, config.max_prompt_length, own_P)
+    make = jax.jit(init, static_argnums=0, out_shardings=param_shardings(mesh, logical_axes(config.model)))
+    params = make(config.model, jax.random.key(0))
+    rows, values, first = [], [], 0
+    for wave in generate_in_waves(spec, params, prompts, jax.random.key(1), mesh, MAX_ROWS):
+        indices, on_host = own_rows(wave)
+        rows += (first + indices).tolist()
+        values += on_host.tokens_PNT.tolist()
+        first += len(wave.truncated_PN)
+    return distributed.gather_rows(rows, values)
+
+
+def refusal(refused_by: int) -> str | None:
+    """What every process says where one of them refuses its input."""
+    try:
+        with distributed.agreed():
+            if jax.process_index() == refused_by:
+                raise InputError("no such file")
+    except InputError as error:
+        return str(error)
+    return None
+
+
+def main() -> None:
+    distributed.initialize({})
+    index = jax.process_index()
+    seen = {"gathered": distributed.gather({"index": index, "text": "ü" * 1000 * index, "undefined": float("nan")})}
+    seen["refusals"] = distributed.gather(refusal(1))
+    seen["agreed"] = distributed.gather(refusal(-1))
+    for name, sizes in {"data": {}, "fsdp": {"fsdp": 4}, "tensor": {"fsdp": 2, "tensor": 2}}.items():
+        mesh = make_mesh(MeshConfig(**sizes))
+        seen[f"tokens/{name}"] = tokens(mesh, 12)
+        cut = shard_rows(mesh, np.arange(24).reshape(8, 3))
+        seen[f"rows/{name}"] = distributed.gather([part.tolist() for part in own_rows(cut)])
+        seen[f"to_host/{name}"] = distributed.gather(distributed.to_host(cut).tolist())
+        copied = shard_rows(mesh, np.arange(14).reshape(7, 2))
+        seen[f"copied/{name}"] = distributed.gather(own_rows(copied)[0].tolist())
+        seen[f"any/{name}"] = [bool(any_process(mesh, index == 1)), bool(any_process(mesh, False))]
+    if distributed.is_primary():
+        Path(sys.argv[1]).write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

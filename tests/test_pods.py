@@ -1,0 +1,275 @@
+"""Runs of several processes on this machine, and what pods do to them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import chex
+import jax
+import pytest
+
+from polyepo_jax.errors import RUN_AGAIN
+from polyepo_jax.model import init, save_hf
+from polyepo_jax.startup import load_params, mesh_of
+from tests.judges.test_mesh import MODEL as JUDGE
+from tests.pod import ROOT, Pod, steps_done, training, wait_until
+from tests.pod_config import get_config
+from tests.tiny import metrics_of
+from tests.tiny_hf import write_tokenizer
+
+CONFIG = ROOT / "tests" / "pod_config.py"
+KILLS = int(os.environ.get("POD_KILLS", "4"))
+FOREVER = ("--max-steps", "100000", "--save-interval-steps", "100000")
+
+
+def start(shape, directory: Path, *arguments: str, **options) -> Pod:
+    return Pod(*shape, training(CONFIG, directory, *arguments), directory.with_suffix(".logs"), **options)
+
+
+def run(shape, directory: Path, *arguments: str, **options) -> str:
+    with start(shape, directory, *arguments, **options) as pod:
+        assert pod.wait() == [0] * shape[0], pod.said()
+        return pod.said(0)
+
+
+def samples_of(directory: Path, step: int) -> list[dict]:
+    rows = map(json.loads, (directory / "samples.jsonl").read_text().splitlines())
+    return [row for row in rows if row["step"] == step]
+
+
+def checkpoints_of(directory: Path) -> list[int]:
+    return sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
+def params_of(directory: Path):
+    config = get_config()
+    return jax.device_get(load_params(directory, config, mesh_of(config))[0])
+
+
+def assert_equal_metrics(first, second):
+    """To 1e-4, as reductions may be ordered differently; the gap between sampler and trainer is rounding itself."""
+    assert [line["step"] for line in first] == [line["step"] for line in second]
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"logprobs/sampler_gap"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-9), name
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process with all eight devices."""
+    directory = tmp_path_factory.mktemp("alone") / "run"
+    run((1, 8), directory, "--eval-interval-steps", "3")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Two processes of two devices."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    run((2, 2), directory)
+    return directory
+
+
+@pytest.mark.parametrize("shape", [(2, 4), pytest.param((4, 2), marks=pytest.mark.slow)])
+def test_processes_change_nothing(alone, tmp_path, shape):
+    directory = tmp_path / "run"
+    run(shape, directory, "--eval-interval-steps", "3")
+    assert_equal_metrics(metrics_of(directory), metrics_of(alone))
+    assert (directory / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
+    assert {p.name for p in directory.iterdir()} == {p.name for p in alone.iterdir()}
+    chex.assert_trees_all_close(params_of(directory), params_of(alone), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_one_step_and_goes_on_in_any_shape(tmp_path):
+    directory = tmp_path / "run"
+    with start((4, 1), directory, *FOREVER) as pod:
+        wait_until(lambda: steps_done(directory) >= 3, "the third step")
+        pod.send(2, signal.SIGTERM)
+        assert pod.wait() == [0] * 4, pod.said()
+        assert "SIGTERM: finishing this step and saving" in pod.said(2)
+        assert "go on with: " in pod.said(0)
+        assert "--process-id" not in pod.said(0)
+    [step] = checkpoints_of(directory)
+    assert steps_done(directory) == step
+    for shape in ((2, 2), (2, 4), (1, 2)):
+        copy = tmp_path / f"{shape[0]}x{shape[1]}"
+        shutil.copytree(directory, copy)
+        said = run(shape, copy, "--max-steps", str(step + 2), "--save-interval-steps", "100000")
+        assert f"going on from step {step} of {step + 2}" in said
+    for copy in ("2x4", "1x2"):
+        assert_equal_metrics(metrics_of(tmp_path / copy)[step:], metrics_of(tmp_path / "2x2")[step:])
+        for later in (step + 1, step + 2):
+            assert samples_of(tmp_path / copy, later) == samples_of(tmp_path / "2x2", later) != []
+
+
+@pytest.mark.slow
+def test_a_signal_can_have_a_status_of_its_own_and_a_second_one_ends_at_once(tmp_path):
+    directory = tmp_path / "run"
+    with start((2, 2), directory, *FOREVER, "--stopped-exit-code", "75") as pod:
+        wait_until(lambda: steps_done(directory) >= 1, "the first step")
+        pod.send(1, signal.SIGTERM)
+        assert pod.wait() == [75, 75], pod.said()
+    with start((2, 2), directory, *FOREVER) as pod:
+        done = steps_done(directory)
+        wait_until(lambda: steps_done(directory) > done, "another step")
+        pod.send(1, signal.SIGSTOP)  # so that both signals are there before it does anything
+        pod.send(1, signal.SIGTERM)
+        pod.send(1, signal.SIGINT)
+        pod.send(1, signal.SIGCONT)
+        assert pod.wait()[1] in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+        assert pod.processes[0].returncode == RUN_AGAIN, pod.said()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(undisturbed, tmp_path, victim):
+    directory = tmp_path / "run"
+    with start((2, 2), directory) as pod:
+        wait_until(lambda: steps_done(directory) >= 3, "the third step")
+        pod.send(victim, signal.SIGKILL)
+        codes = pod.wait()
+        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, RUN_AGAIN), pod.said()
+        assert f"process {victim}" in pod.said(1 - victim)
+    run((2, 2), directory)
+    assert metrics_of(directory) == metrics_of(undisturbed)
+    assert (directory / "samples.jsonl").read_text() == (undisturbed / "samples.jsonl").read_text()
+    chex.assert_trees_all_equal(params_of(directory), params_of(undisturbed))
+
+
+@pytest.mark.slow
+def test_a_frozen_process_is_lost(tmp_path):
+    directory = tmp_path / "run"
+    with start((2, 2), directory, *FOREVER, environment={"POLYEPO_PEER_TIMEOUT_S": "5"}) as pod:
+        wait_until(lambda: steps_done(directory) >= 1, "the first step")
+        pod.send(1, signal.SIGSTOP)
+        wait_until(lambda: pod.processes[0].poll() is not None, "the end of the other process")
+        assert pod.processes[0].returncode == RUN_AGAIN
+        assert "process 1" in pod.said(0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
+def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path, shape):
+    """POD_KILLS=50 tries harder. Moments in every phase: starting, restoring, stepping, saving."""
+    whole, directory = tmp_path / "whole", tmp_path / "run"
+    arguments = ("--max-steps", str(8 + KILLS), "--save-interval-steps", "2")
+    run(shape, whole, *arguments)
+    moments = random.Random(0)
+    for _ in range(KILLS):
+        saved = max(checkpoints_of(directory), default=0)
+        with start(shape, directory, *arguments) as pod:
+            if moments.random() < 0.8:  # else while it starts
+                wanted = saved + moments.randrange(1, 4)
+                ended = pod.processes[0].poll
+                wait_until(lambda: steps_done(directory) >= wanted or ended() is not None, "a step")  # noqa: B023
+            time.sleep(moments.uniform(0, 1))
+            pod.send(moments.randrange(shape[0]), signal.SIGKILL)
+            assert set(pod.wait()) <= {0, -signal.SIGKILL, RUN_AGAIN}, pod.said()
+        assert max(checkpoints_of(directory), default=0) >= saved
+        assert "cannot be read" not in pod.said()
+    run(shape, directory, *arguments)
+    assert not (directory / "corrupt_checkpoints").exists()
+    assert metrics_of(directory) == metrics_of(whole)
+    assert (directory / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    chex.assert_trees_all_equal(params_of(directory), params_of(whole))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_full_disk_ends_the_run_with_older_checkpoints_intact(undisturbed, tmp_path, index):
+    directory = tmp_path / "run"
+    with start((2, 2), directory, "--save-interval-steps", "1") as pod:
+        wait_until(lambda: len(checkpoints_of(directory)) >= 1 if steps_done(directory) else False, "a checkpoint")
+        pod.limit_files(1024, index)
+        codes = pod.wait()
+        assert codes[index] == 1, pod.said()
+        assert "could not be written" in pod.said(index) or "cannot be written" in pod.said(index)
+        assert "go on with: " in pod.said(index)
+    assert checkpoints_of(directory)
+    run((2, 2), directory, "--save-interval-steps", "1")
+    assert metrics_of(directory) == metrics_of(undisturbed)
+    chex.assert_trees_all_equal(params_of(directory), params_of(undisturbed))
+
+
+@pytest.mark.slow
+def test_a_flipped_byte_in_one_shard_is_found_named_and_passed_over_by_all(undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    shutil.copytree(undisturbed, directory)
+    newest = checkpoints_of(directory)[-1]
+    shards = [p for p in (directory / "checkpoints" / str(newest) / "params").rglob("*") if p.is_file()]
+    shard = max(shards, key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    said = run((2, 2), directory)
+    assert f"checkpoint {newest} cannot be read" in said
+    assert shard.name in said
+    assert (directory / "corrupt_checkpoints" / str(newest)).is_dir()
+    assert metrics_of(directory) == metrics_of(undisturbed)
+    chex.assert_trees_all_equal(params_of(directory), params_of(undisturbed))
+
+
+@pytest.mark.slow
+def test_a_judge_on_the_mesh_reads_the_responses_of_all_processes(tmp_path):
+    judge, rubric = tmp_path / "judge", tmp_path / "rubric.txt"
+    save_hf(judge, JUDGE, jax.tree.map(lambda x: x * 4, init(JUDGE, jax.random.key(0))))
+    write_tokenizer(judge)
+    rubric.write_text("Sort:\n<<problem>>\n<<responses>>\n<<num_responses>> in all, else <<degenerate_id>>.")
+    environment = {"POD_JUDGE": str(judge), "POD_RUBRIC": str(rubric)}
+    for shape in ((1, 8), (2, 4)):
+        run(shape, tmp_path / f"{shape[0]}", "--max-steps", "2", environment=environment)
+    first, second = (metrics_of(tmp_path / name) for name in "12")
+    assert first[0]["clusters/distinct"] > 0
+    assert_equal_metrics(first, second)
+
+
+def test_what_one_process_refuses_is_refused_by_all(tmp_path):
+    with Pod(2, 2, training(CONFIG, tmp_path / "run", "--learning-rate", "fast"), tmp_path) as pod:
+        assert pod.wait() == [2, 2], pod.said()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_pod_on_a_laptop(tmp_path):
+    command = [ROOT / "launch" / "local_pod.sh", "2", "2", *training(CONFIG, tmp_path / "run")[2:], "--max-steps", "1"]
+    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    for name in ("XLA_FLAGS", "JAX_PLATFORMS"):
+        environment.pop(name, None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "done: step 1" in done.stderr + done.stdout
+    assert steps_done(tmp_path / "run") == 1
+
+
+@pytest.mark.slow
+def test_a_directory_that_cannot_be_written_to(tmp_path):
+    """Seen as another user, where this one may write anywhere."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        folder.chmod(0o755)
+        directory = folder / "run"
+        directory.mkdir()
+        user = 65534 if os.geteuid() == 0 else None
+        if user is not None:
+            os.chown(directory, user, user)
+            if subprocess.run([sys.executable, "-c", "import tests.tiny"], cwd=ROOT, user=user).returncode:
+                pytest.skip("another user cannot read this environment")
+        pod = Pod(1, 2, training(CONFIG, directory, "--save-interval-steps", "1"), tmp_path, user=user)
+        with pod:
+            wait_until(lambda: directory.joinpath("checkpoints").is_dir() and steps_done(directory) >= 2, "two steps")
+            directory.joinpath("checkpoints").chmod(0o555)
+            assert pod.wait() == [1], pod.said()
+            assert "could not be written" in pod.said()
+            kept = checkpoints_of(directory)
+            directory.joinpath("checkpoints").chmod(0o755)
+        assert kept
+        assert "done: step 6" in run((1, 2), directory, "--save-interval-steps", "1", user=user)
