@@ -514,9 +514,17 @@ class Checkpoints:
             raise SaveError(self._save.step, reason) from error
 
     def close(self) -> None:
-        """Waits and releases threads."""
+        """Waits for what this process does and releases threads; asks nothing of other processes, of which one may
+        have failed.
+
+        Raises:
+          SaveError: what was started and not waited for could not be written, as far as this process knows.
+        """
+        sealing, self._sealing = self._sealing, None
         try:
-            self.wait()
+            if sealing is not None and (error := sealing.exception()) is not None:
+                assert self._save is not None
+                raise SaveError(self._save.step, _why(error)) from error
         finally:
             self._executor.shutdown()
             self._checkpointer.close()

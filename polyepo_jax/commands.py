@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polyepo_jax import distributed, remote
+from polyepo_jax import distributed, peers, remote
 from polyepo_jax.config_files import AnyConfig, docstring_of, load, override, to_json
 from polyepo_jax.errors import InputError
 from polyepo_jax.run_directory import default_directory
@@ -83,6 +83,7 @@ def start(
     if config_path is None:
         raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
     distributed.initialize(places)
+    peers.start()
     with distributed.agreed():
         config = load(Path(config_path), config_class)
         config = override(config, rest, f"python -m {module} --config {config_path}")

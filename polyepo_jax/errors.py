@@ -38,12 +38,28 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str] 
     """
     try:
         main(sys.argv[1:] if arguments is None else arguments)
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
+        _end(error, 2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt as error:
         print("interrupted before there was anything to save; the same command starts again", file=sys.stderr)
-        sys.exit(130)
+        _end(error, 130)
+    except Exception as error:
+        if _part is None:
+            raise
+        _end(error, 1)
+
+
+_part: Callable[[BaseException, int], None] | None = None
+
+
+def part_with(part: Callable[[BaseException, int], None]) -> None:
+    """Makes `part` what ends this process after an error, with the status it is given: others may have to know."""
+    global _part
+    _part = part
+
+
+def _end(error: BaseException, status: int) -> None:
+    if _part is not None:
+        _part(error, status)
+    sys.exit(status)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import rich.console
 import rich.table
 
-from polyepo_jax import distributed, model_directory, remote, run_directory
+from polyepo_jax import distributed, model_directory, peers, remote, run_directory
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.commands import PROCESS_FLAGS, take
 from polyepo_jax.config import RunConfig
@@ -123,6 +123,7 @@ def main(arguments: Sequence[str]) -> None:
     places = {flag: take(rest, flag) for flag in PROCESS_FLAGS}
     options = parse_command_line(Arguments, rest, "python -m polyepo_jax.evaluate")
     distributed.initialize(places)
+    peers.start()
     with distributed.agreed():
         job = _job(options)
     config, directory, mesh = job.config, job.directory, job.mesh

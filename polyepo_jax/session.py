@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from polyepo_jax import data, distributed, model_directory, remote, run_directory
+from polyepo_jax import data, distributed, model_directory, peers, remote, run_directory
 from polyepo_jax.checkpoint import CheckpointError, Checkpoints, SaveError, any_checkpoint
 from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config_files import to_json
@@ -259,6 +259,7 @@ class Session:
             if self._stop_signal is not None:
                 os._exit(128 + number)  # the second time means now
             self._stop_signal = number
+            peers.request_stop()
             # Not through the console: this may interrupt it in the middle of a write.
             line = f"{signal.Signals(number).name}: finishing this step and saving (again: end at once)\n"
             os.write(2, line.encode())
@@ -383,7 +384,7 @@ class Session:
     @property
     def stop_requested(self) -> bool:
         """Whether a signal asks the run to end, here or, as far as this process has heard, in another process."""
-        return self._stop_signal is not None
+        return self._stop_signal is not None or peers.stop_requested()
 
     def _has_news(self) -> bool:
         """Whether all processes should talk after this step: about stopping, or about a save that failed."""

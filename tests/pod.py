@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 240.0  # for what takes seconds: reached only by what hangs
@@ -26,6 +28,13 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEA
     while not condition():
         assert time.monotonic() < end, f"{what} did not come about in {deadline_s:.0f} s"
         time.sleep(0.02)
+
+
+def _copy(stream: IO[bytes], path: Path) -> None:
+    with stream, path.open("wb") as file:
+        while block := stream.read1():
+            file.write(block)
+            file.flush()
 
 
 class Pod:
@@ -62,19 +71,21 @@ class Pod:
             **(environment or {}),
         }
         self.processes = []
+        self._copiers = []
         for index, log in enumerate(self.logs):
-            with log.open("w") as output:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, *command],
-                        env=shared | {"JAX_PROCESS_ID": str(index)},
-                        cwd=ROOT,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        user=user,
-                    )
-                )
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                env=shared | {"JAX_PROCESS_ID": str(index)},
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,  # not a file, whose size `limit_files` would limit
+                stderr=subprocess.STDOUT,
+                user=user,
+            )
+            copier = threading.Thread(target=_copy, args=(process.stdout, log))
+            copier.start()
+            self.processes.append(process)
+            self._copiers.append(copier)
 
     def __enter__(self) -> "Pod":
         return self
@@ -84,6 +95,8 @@ class Pod:
             if process.poll() is None:
                 process.kill()
             process.wait()
+        for copier in self._copiers:
+            copier.join()
 
     def send(self, index: int, number: signal.Signals) -> None:
         self.processes[index].send_signal(number)
@@ -101,6 +114,8 @@ class Pod:
                 process.wait(timeout=max(end - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
                 raise AssertionError(f"the pod did not end in {deadline_s:.0f} s:\n{self.said()}") from None
+        for copier in self._copiers:
+            copier.join()
         return [process.returncode for process in self.processes]
 
     def said(self, index: int | None = None) -> str:

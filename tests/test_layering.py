@@ -36,6 +36,7 @@ ALLOWED = {
     ("tasks", "judges"): "a task's own clusterer is a judge that needs no model",
     ("judges", "sampling"): "a judge on the mesh is a model that is sampled",
     ("model", "sharding"): "activations are cut over the mesh where they are computed",
+    ("peers", "distributed"): "what is watched are the processes of jax.distributed",
     ("checkpoint", "update"): "what is saved and restored is a TrainState",
 }
 
