@@ -82,8 +82,7 @@ def start(
         sys.exit(0)
     if config_path is None:
         raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
-    distributed.initialize(places)
-    peers.start()
+    peers.start(places)
     with distributed.agreed():
         config = load(Path(config_path), config_class)
         config = override(config, rest, f"python -m {module} --config {config_path}")

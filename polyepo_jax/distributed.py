@@ -92,17 +92,17 @@ def _on_tpu_host() -> bool:
     return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
-def initialize(given: Mapping[str, str | None], timeout_s: int = 300) -> None:
+def initialize(given: Mapping[str, str | None], timeout_s: int) -> None:
     """Joins the other processes of the run, if there are any; before anything else asks for a device.
 
     Where neither flags nor environment say who this process is, SLURM (several tasks) and a TPU host's metadata do.
 
     Args:
       given: as of `placement`.
-      timeout_s: how long to wait for the others.
+      timeout_s: how long to wait for the others. If they do not come, the C++ runtime aborts this process.
 
     Raises:
-      InputError: the arguments are not what they should be, or the others did not come.
+      InputError: the arguments are not what they should be, or the runtime does not start, on a port in use for one.
     """
     place = placement(given, os.environ)
     alone = "1" in (given.get("--num-processes"), os.environ.get(NUM_PROCESSES))

@@ -122,8 +122,7 @@ def main(arguments: Sequence[str]) -> None:
     rest = list(arguments)
     places = {flag: take(rest, flag) for flag in PROCESS_FLAGS}
     options = parse_command_line(Arguments, rest, "python -m polyepo_jax.evaluate")
-    distributed.initialize(places)
-    peers.start()
+    peers.start(places)
     with distributed.agreed():
         job = _job(options)
     config, directory, mesh = job.config, job.directory, job.mesh

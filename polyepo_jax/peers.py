@@ -27,7 +27,7 @@ from jax._src.distributed import global_state
 from polyepo_jax import distributed, errors
 from polyepo_jax.errors import RUN_AGAIN, InputError
 
-TIMEOUT = "POLYEPO_PEER_TIMEOUT_S"
+TIMEOUT, JOIN_TIMEOUT = "POLYEPO_PEER_TIMEOUT_S", "POLYEPO_JOIN_TIMEOUT_S"
 _INTERVAL_S = 1.0
 # Once a collective has failed, silence between so many looks tells who made it fail.
 _SUSPICIOUS = 5
@@ -196,34 +196,64 @@ class Peers:
 _peers: Peers | None = None
 
 
-def start() -> None:
-    """Watches over the other processes, from now on; does nothing for a process by itself.
+def start(given: Mapping[str, str | None]) -> None:
+    """Joins the other processes of the run and watches over them from now on; does nothing for a process by itself.
 
-    Called once, after `distributed.initialize`.
+    Before anything else asks for a device.
+
+    Args:
+      given: as of `distributed.placement`.
 
     Raises:
-      InputError: the environment's timeout is no number of seconds.
+      InputError: the arguments or the environment are not what they should be, or jax.distributed did not start.
     """
     global _peers
+    timeout_s, join_timeout_s = _seconds(TIMEOUT, 60), _seconds(JOIN_TIMEOUT, 300)
+    _on_abort(lambda: _leave(RUN_AGAIN, f"the other processes did not come within {join_timeout_s:.0f} s"))
+    distributed.initialize(given, int(join_timeout_s))
+    _on_abort(None)
     store = distributed.key_values()
     if store is None:
         return
-    _peers = Peers(store, jax.process_index(), jax.process_count(), _timeout_s(), _leave)
+    _peers = Peers(store, jax.process_index(), jax.process_count(), timeout_s, _leave)
     if jax.process_index():
-        _catch_abort()
+        _on_abort(_aborted)
+        atexit.register(_on_abort, None)  # Python cannot be called while it ends
     errors.part_with(_peers.part)
     _peers.start()
 
 
-def _timeout_s() -> float:
-    text = os.environ.get(TIMEOUT, "60")
+def _seconds(name: str, default: int) -> float:
+    text = os.environ.get(name, str(default))
     try:
-        timeout_s = float(text)
+        seconds = float(text)
     except ValueError:
-        timeout_s = 0
-    if not 2 <= timeout_s < float("inf"):
-        raise InputError(f"{TIMEOUT} must be a number of seconds, at least 2, got {text!r}")
-    return timeout_s
+        seconds = 0
+    if not 2 <= seconds < float("inf"):
+        raise InputError(f"{name} must be a number of seconds, at least 2, got {text!r}")
+    return seconds
+
+
+_handler: Any = None  # what C code calls must not be collected
+
+
+def _on_abort(call: Callable[[], None] | None) -> None:
+    """What to call when C code aborts this process, instead of (None: nothing but) ending it with SIGABRT.
+
+    Python's own signal handlers do not serve: they run once C code returns, and here it does not.
+    """
+    global _handler
+    libc = ctypes.CDLL(None)
+    if call is None:
+        libc.signal(signal.SIGABRT, signal.SIG_DFL.value)
+        return
+
+    def handle(number: int) -> None:
+        call()
+        libc.signal(signal.SIGABRT, signal.SIG_DFL.value)
+
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+    libc.signal(signal.SIGABRT, _handler)
 
 
 def _leave(status: int, line: str) -> None:
@@ -236,22 +266,10 @@ def _leave(status: int, line: str) -> None:
     os._exit(status)
 
 
-_on_abort: Any = None  # what C code calls must not be collected
-
-
-def _catch_abort() -> None:
+def _aborted() -> None:
     """Where process 0 is gone, the runtime aborts: an end with RUN_AGAIN too. Other aborts stay what they are."""
-    global _on_abort
-    libc = ctypes.CDLL(None)
-
-    def on_abort(number: int) -> None:
-        if not _answers(global_state.coordinator_address or ""):
-            _leave(RUN_AGAIN, f"process {jax.process_index()}: lost process 0 of {jax.process_count()} (it is gone)")
-        libc.signal(signal.SIGABRT, signal.SIG_DFL.value)
-
-    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)
-    libc.signal(signal.SIGABRT, _on_abort)
-    atexit.register(libc.signal, signal.SIGABRT, signal.SIG_DFL.value)  # Python cannot be called while it ends
+    if not _answers(global_state.coordinator_address or ""):
+        _leave(RUN_AGAIN, f"process {jax.process_index()}: lost process 0 of {jax.process_count()} (it is gone)")
 
 
 def _answers(address: str) -> bool:

@@ -1,5 +1,6 @@
 """A pod on this machine: P processes of D CPU devices each, and what can happen to them."""
 
+import ctypes
 import os
 import resource
 import signal
@@ -37,6 +38,13 @@ def _copy(stream: IO[bytes], path: Path) -> None:
             file.flush()
 
 
+def _obey_permissions() -> None:
+    """Takes from what is executed next the right to write where permissions forbid it, which root has."""
+    prctl, drop_from_bounding_set, dac_override = ctypes.CDLL(None).prctl, 24, 1
+    if os.geteuid() == 0 and prctl(drop_from_bounding_set, dac_override, 0, 0, 0) != 0:
+        os._exit(99)
+
+
 class Pod:
     """Processes of one run. Use as a context manager: none is left behind.
 
@@ -45,7 +53,7 @@ class Pod:
       command: what each runs, after `python`.
       logs: directory for their output, a file each.
       environment: in addition.
-      user: to run as, where this one may do everything.
+      obedient: file permissions bind the processes, also those of root.
     """
 
     def __init__(
@@ -55,7 +63,7 @@ class Pod:
         command: Sequence[str],
         logs: Path,
         environment: Mapping[str, str] | None = None,
-        user: int | None = None,
+        obedient: bool = False,
     ):
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = [logs / f"{index}.txt" for index in range(num_processes)]
@@ -80,7 +88,7 @@ class Pod:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,  # not a file, whose size `limit_files` would limit
                 stderr=subprocess.STDOUT,
-                user=user,
+                preexec_fn=_obey_permissions if obedient else None,
             )
             copier = threading.Thread(target=_copy, args=(process.stdout, log))
             copier.start()
@@ -104,7 +112,7 @@ class Pod:
     def limit_files(self, num_bytes: int, index: int | None = None) -> None:
         """From now on no file of a process (None: of any) may grow larger: what a full disk looks like to it."""
         for process in self.processes if index is None else [self.processes[index]]:
-            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
     def wait(self, deadline_s: float = DEADLINE_S) -> list[int]:
         """The exit status of each process, once all have ended."""

@@ -3,11 +3,11 @@
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -166,7 +166,7 @@ def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path,
     moments = random.Random(0)
     for _ in range(KILLS):
         saved = max(checkpoints_of(directory), default=0)
-        with start(shape, directory, *arguments) as pod:
+        with start(shape, directory, *arguments, environment={"POLYEPO_JOIN_TIMEOUT_S": "10"}) as pod:
             if moments.random() < 0.8:  # else while it starts
                 wanted = saved + moments.randrange(1, 4)
                 ended = pod.processes[0].poll
@@ -250,26 +250,58 @@ def test_the_pod_on_a_laptop(tmp_path):
     assert steps_done(tmp_path / "run") == 1
 
 
+def lock(directory: Path, mode: int) -> None:
+    for name in ("checkpoints", "manifests"):
+        (directory / name).chmod(mode)
+
+
 @pytest.mark.slow
-def test_a_directory_that_cannot_be_written_to(tmp_path):
-    """Seen as another user, where this one may write anywhere."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        folder.chmod(0o755)
-        directory = folder / "run"
-        directory.mkdir()
-        user = 65534 if os.geteuid() == 0 else None
-        if user is not None:
-            os.chown(directory, user, user)
-            if subprocess.run([sys.executable, "-c", "import tests.tiny"], cwd=ROOT, user=user).returncode:
-                pytest.skip("another user cannot read this environment")
-        pod = Pod(1, 2, training(CONFIG, directory, "--save-interval-steps", "1"), tmp_path, user=user)
-        with pod:
-            wait_until(lambda: directory.joinpath("checkpoints").is_dir() and steps_done(directory) >= 2, "two steps")
-            directory.joinpath("checkpoints").chmod(0o555)
-            assert pod.wait() == [1], pod.said()
-            assert "could not be written" in pod.said()
-            kept = checkpoints_of(directory)
-            directory.joinpath("checkpoints").chmod(0o755)
-        assert kept
-        assert "done: step 6" in run((1, 2), directory, "--save-interval-steps", "1", user=user)
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
+def test_where_nothing_can_be_written_any_more_the_run_stops(undisturbed, tmp_path, shape):
+    directory = tmp_path / "run"
+    with start(shape, directory, "--save-interval-steps", "1", obedient=True) as pod:
+        wait_until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
+        lock(directory, 0o555)
+        assert pod.wait() == [1] * shape[0], pod.said()
+        assert "could not be written: " in pod.said(0)
+        assert "Permission denied" in pod.said(0)
+        assert "go on with: " in pod.said(0)
+    lock(directory, 0o755)
+    assert len(checkpoints_of(directory)) >= 2
+    run(shape, directory, "--save-interval-steps", "1")
+    if shape == (2, 2):
+        assert metrics_of(directory) == metrics_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_where_nothing_can_be_written_for_a_while_the_run_can_go_on(tmp_path):
+    directory = tmp_path / "run"
+    arguments = "--save-interval-steps", "1", "--on-save-failure", "continue", "--max-to-keep", "1000"
+    with start((2, 2), directory, *arguments, "--max-steps", "100000", obedient=True) as pod:
+        wait_until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
+        lock(directory, 0o555)
+        wait_until(lambda: pod.said(0).count("going on without it") >= 2, "two failed saves")
+        kept = checkpoints_of(directory)
+        lock(directory, 0o755)
+        wait_until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
+        pod.send(1, signal.SIGTERM)
+        assert pod.wait() == [0, 0], pod.said()
+    assert set(kept) < set(checkpoints_of(directory))
+    assert max(checkpoints_of(directory)) == steps_done(directory)
+
+
+@pytest.mark.slow
+def test_a_full_disk_in_one_process_is_no_end_where_the_run_may_go_on(tmp_path):
+    directory = tmp_path / "run"
+    arguments = "--save-interval-steps", "2", "--on-save-failure", "continue", "--max-steps", "100000"
+    with start((2, 2), directory, *arguments) as pod:
+        wait_until(lambda: len(checkpoints_of(directory)) >= 1, "a checkpoint")
+        pod.limit_files(1024, 1)
+        wait_until(lambda: "going on without it" in pod.said(0), "a failed save")
+        kept = checkpoints_of(directory)
+        pod.limit_files(resource.RLIM_INFINITY, 1)
+        wait_until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
+        pod.send(1, signal.SIGTERM)
+        assert pod.wait() == [0, 0], pod.said()
+        assert "process 1: " in pod.said(0)
+    assert "cannot be read" not in run((1, 4), directory, *arguments[:4], "--max-steps", str(steps_done(directory) + 1))
