@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from polyepo_jax import distributed
+from polyepo_jax.remote import files_below
 from polyepo_jax.update import TrainState
 
 _ITEMS = ("params", "rest", "meta")
@@ -73,13 +74,8 @@ def _contents(state: TrainState, meta: Mapping[str, Any]) -> dict[str, Any]:
     return {"params": _arrays(state.params), "rest": _arrays(_rest(state)), **identity}
 
 
-def _files(directory: epath.Path) -> dict[str, epath.Path]:
-    """Every file below a directory, by its relative path."""
-    found = {}
-    for folder, _, names in directory.walk():
-        for path in (epath.Path(folder) / name for name in names):
-            found[path.relative_to(directory).as_posix()] = path
-    return dict(sorted(found.items()))
+def _is_url(path: epath.Path) -> bool:
+    return "://" in str(path)
 
 
 def _is_own(name: str) -> bool:
@@ -190,7 +186,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path | epath.Path | str, max_to_keep: int | None = None, read_only: bool = False):
         home = epath.Path(directory)
-        self._home = home if "://" in str(directory) else epath.Path(os.path.abspath(home))
+        self._home = home if _is_url(home) else epath.Path(os.path.abspath(home))
         self._path = self._home / "checkpoints"
         self._aside = self._home / "corrupt_checkpoints"
         self._manifests = self._home / "manifests"
@@ -310,7 +306,7 @@ class Checkpoints:
             raise
 
     def _write_manifest(self, save: _Save, contents: Mapping[str, Any]) -> None:
-        files = _files(self._path / str(save.step))
+        files = files_below(self._path / str(save.step))
         sums = save.union({name: _checksum(path) for name, path in files.items() if _is_own(name)})
         if sums is None:
             return
@@ -327,7 +323,7 @@ class Checkpoints:
         steps = sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
         for step in steps[: -self._max_to_keep]:
             path = self._path / str(step)
-            if "://" not in str(path):
+            if not _is_url(path):
                 # In one move: a half deleted one would look like a damaged one.
                 path = path.rename(self._path / f"{step}.deleted")
             path.rmtree()
@@ -343,7 +339,7 @@ class Checkpoints:
 
     def _check_files(self, step: int, manifest: Mapping[str, Any]) -> None:
         """Raises ValueError, naming a file, if this process's share of a checkpoint differs from its manifest."""
-        files = _files(self._path / str(step))
+        files = files_below(self._path / str(step))
         for name, (size, crc) in manifest.get("files", {}).items():
             if not _is_own(name):
                 continue
@@ -493,6 +489,8 @@ class Checkpoints:
             if target.exists():
                 target.rmtree()
             self._aside.mkdir(exist_ok=True)
+            if _is_url(self._aside):  # where a folder is there as long as it holds something
+                (self._aside / "README").write_text("Checkpoints that could not be read.\n")
             (self._path / str(step)).rename(target)
             self._manifest(step).unlink(missing_ok=True)
 

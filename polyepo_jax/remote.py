@@ -1,4 +1,4 @@
-"""Run directories in object storage, given by URL: gs://bucket/path, s3://bucket/path, or file:///path.
+"""Run directories in object storage, given by URL: gs://bucket/path or file:///path.
 
 Checkpoints are written to the URL itself. Everything else in a run directory is appended to, which object storage
 cannot do: it lives in a working copy on this machine, is copied to the URL before each checkpoint, and comes from there
@@ -10,19 +10,18 @@ import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import fsspec
 from etils import epath
 
 from polyepo_jax.errors import InputError
 
-_URL = re.compile(r"(gs|s3|file):/+(.+)")  # pathlib has made one slash of several
-_PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+_URL = re.compile(r"(gs|file):/+(.+)")  # pathlib has made one slash of several
 _MARKER = ".url"
-# Not of the working copy: what lies at the URL only, and what is this machine's own.
-_CHECKPOINTS = ("checkpoints", "corrupt_checkpoints", "manifests")
-OWN = (_MARKER, ".lock", ".pulling", ".shared")
+OWN = (_MARKER, ".lock", ".pulling", ".shared")  # of a directory on this machine
+_ELSEWHERE = ("checkpoints", "corrupt_checkpoints", "manifests", *OWN)  # not copied
 
 
 def url_of(path: Path | str) -> str | None:
@@ -50,7 +49,26 @@ def home(directory: Path) -> epath.Path:
 
 
 def _open(url: str) -> epath.Path:
+    # Others write there too: what was listed a while ago is no longer all there is.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(url.removeprefix("file://"))
+
+
+def files_below(directory: epath.Path, leave_out: Collection[str] = ()) -> dict[str, epath.Path]:
+    """Files in a directory and its folders, by relative path, in order.
+
+    Args:
+      leave_out: names of files and folders, at any depth.
+    """
+    found: dict[str, epath.Path] = {}
+    for child in sorted(directory.iterdir(), key=lambda path: path.name):
+        if child.name in leave_out:
+            continue
+        if child.is_dir():
+            found |= {f"{child.name}/{name}": path for name, path in files_below(child, leave_out).items()}
+        else:
+            found[child.name] = child
+    return found
 
 
 def working_copy(path: Path) -> Path:
@@ -76,14 +94,13 @@ def working_copy(path: Path) -> Path:
     except InputError:
         raise
     except Exception as error:  # of the storage's own package: access, network, ...
-        raise InputError(f"{url} cannot be read: {_why(url, error)}") from error
+        raise InputError(f"{url} cannot be read: {_why(error)}") from error
     return local
 
 
-def _why(url: str, error: Exception) -> str:
-    package = _PACKAGES.get(url.partition(":")[0])
+def _why(error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"it needs the package {package}: pip install {package}"
+        return "gs:// needs the package gcsfs: pip install -e '.[gcs]'"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"{type(error).__name__}: {reason:.300}; check the address and this machine's access to it"
 
@@ -102,28 +119,16 @@ def _locked(path: Path, wait: bool) -> Iterator[bool]:
 
 def _pull(source: epath.Path, local: Path) -> None:
     """Makes the files of a working copy those at the URL."""
-    wanted = _files(source) if source.is_dir() else {}
+    wanted = files_below(source, _ELSEWHERE) if source.is_dir() else {}
     for name, path in wanted.items():
         target = local / name
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.part")
         temporary.write_bytes(path.read_bytes())
         os.replace(temporary, target)
-    for name, path in _files(epath.Path(local)).items():
+    for name, path in files_below(epath.Path(local), _ELSEWHERE).items():
         if name not in wanted:
             Path(path).unlink()
-
-
-def _files(directory: epath.Path) -> dict[str, epath.Path]:
-    """Files that the working copy and the URL have in common, by relative path."""
-    found: dict[str, epath.Path] = {}
-    for child in directory.iterdir():
-        if child.is_dir():
-            if child.name not in _CHECKPOINTS:
-                found |= {f"{child.name}/{name}": path for name, path in _files(child).items()}
-        elif child.name not in OWN:
-            found[child.name] = child
-    return found
 
 
 class Pusher:
@@ -147,7 +152,7 @@ class Pusher:
         if self._url is None:
             return
         try:
-            for name, path in _files(epath.Path(self._directory)).items():
+            for name, path in files_below(epath.Path(self._directory), _ELSEWHERE).items():
                 status = os.stat(path)
                 now = status.st_size, status.st_mtime_ns
                 if self._pushed.get(name) != now:
@@ -156,4 +161,4 @@ class Pusher:
                     target.write_bytes(path.read_bytes())
                     self._pushed[name] = now
         except Exception as error:
-            raise OSError(0, f"{self._url} cannot be written: {_why(self._url, error)}") from error
+            raise OSError(0, f"{self._url} cannot be written: {_why(error)}") from error
