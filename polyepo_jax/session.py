@@ -42,6 +42,7 @@ from polyepo_jax.startup import (
     warn_on_stderr,
 )
 from polyepo_jax.update import TrainState, UpdateSpec, init_state, state_shardings
+from polyepo_jax.watchdog import Watchdog
 
 AnyWriter = TypeVar("AnyWriter", bound=Writer)
 
@@ -184,6 +185,15 @@ class Session:
                 self._progress.say(note)
             if first_step:
                 self._progress.say(f"going on from step {first_step} of {self._config.max_steps}")
+            self._watchdog = Watchdog(
+                self._config.logging.slow_step_factor,
+                self._progress.say,
+                jax.process_index(),
+                jax.process_count(),
+                distributed.key_values(),
+            )
+            self._watchdog.start()
+            stack.callback(self._watchdog.close)
             self._catch_signals(stack)
             stack.enter_context(jax.set_mesh(self.mesh))
             self._stack = stack.pop_all()
@@ -365,10 +375,12 @@ class Session:
         times["time/rollout_update_frac"] = waited / step_s
         times["throughput/train_tokens_per_s"] = stats.pop("tokens") / times["time/update_s"]
         self.settled_at, self._aside_s = now, 0.0
+        self._watchdog.step_done(step_s)
         nonfinite_in_a_row = stats.pop("nonfinite_in_a_row")
         evaluation: dict[str, float] = {}
         if self._evaluates_after(deferred.step):
-            evaluation = self._evaluate()
+            with self._watchdog.paused():
+                evaluation = self._evaluate()
             self._aside_s += evaluation["time/eval_s"]
         metrics = deferred.metrics | _named(stats) | times | _memory() | evaluation
         with self._log_errors():
@@ -478,10 +490,11 @@ class Session:
             "config": to_json(self._config),
             "config_hash": run_directory.config_hash(self._config),
         }
-        with self._save_errors():
-            self._checkpoints.wait()
-        with self._save_errors(needed):
-            self._checkpoints.save(self.state, meta)
+        with self._watchdog.paused():
+            with self._save_errors():
+                self._checkpoints.wait()
+            with self._save_errors(needed):
+                self._checkpoints.save(self.state, meta)
         self._aside_s += time.perf_counter() - start
 
     @contextlib.contextmanager
@@ -502,7 +515,7 @@ class Session:
         )
 
     def _finish_saving(self) -> None:
-        with self._save_errors(needed=True):
+        with self._watchdog.paused(), self._save_errors(needed=True):
             self._checkpoints.wait()
         with self._log_errors():
             self._push()

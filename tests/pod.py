@@ -106,6 +106,16 @@ class Pod:
         for copier in self._copiers:
             copier.join()
 
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits for something that happens while all processes live."""
+
+        def come_about() -> bool:
+            now = condition()
+            assert now or all(process.poll() is None for process in self.processes), f"{what}:\n{self.said()}"
+            return now
+
+        wait_until(come_about, what)
+
     def send(self, index: int, number: signal.Signals) -> None:
         self.processes[index].send_signal(number)
 

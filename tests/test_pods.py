@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -92,7 +93,7 @@ def test_processes_change_nothing(alone, tmp_path, shape):
 def test_a_signal_to_one_process_saves_one_step_and_goes_on_in_any_shape(tmp_path):
     directory = tmp_path / "run"
     with start((4, 1), directory, *FOREVER) as pod:
-        wait_until(lambda: steps_done(directory) >= 3, "the third step")
+        pod.until(lambda: steps_done(directory) >= 3, "the third step")
         pod.send(2, signal.SIGTERM)
         assert pod.wait() == [0] * 4, pod.said()
         assert "SIGTERM: finishing this step and saving" in pod.said(2)
@@ -115,12 +116,12 @@ def test_a_signal_to_one_process_saves_one_step_and_goes_on_in_any_shape(tmp_pat
 def test_a_signal_can_have_a_status_of_its_own_and_a_second_one_ends_at_once(tmp_path):
     directory = tmp_path / "run"
     with start((2, 2), directory, *FOREVER, "--stopped-exit-code", "75") as pod:
-        wait_until(lambda: steps_done(directory) >= 1, "the first step")
+        pod.until(lambda: steps_done(directory) >= 1, "the first step")
         pod.send(1, signal.SIGTERM)
         assert pod.wait() == [75, 75], pod.said()
     with start((2, 2), directory, *FOREVER) as pod:
         done = steps_done(directory)
-        wait_until(lambda: steps_done(directory) > done, "another step")
+        pod.until(lambda: steps_done(directory) > done, "another step")
         pod.send(1, signal.SIGSTOP)  # so that both signals are there before it does anything
         pod.send(1, signal.SIGTERM)
         pod.send(1, signal.SIGINT)
@@ -134,7 +135,7 @@ def test_a_signal_can_have_a_status_of_its_own_and_a_second_one_ends_at_once(tmp
 def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(undisturbed, tmp_path, victim):
     directory = tmp_path / "run"
     with start((2, 2), directory) as pod:
-        wait_until(lambda: steps_done(directory) >= 3, "the third step")
+        pod.until(lambda: steps_done(directory) >= 3, "the third step")
         pod.send(victim, signal.SIGKILL)
         codes = pod.wait()
         assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, RUN_AGAIN), pod.said()
@@ -146,10 +147,28 @@ def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(undisturb
 
 
 @pytest.mark.slow
+def test_a_step_that_hangs_is_reported_with_the_stacks_of_all(tmp_path):
+    directory = tmp_path / "run"
+    with start((4, 1), directory, *FOREVER) as pod:
+        pod.until(lambda: steps_done(directory) >= 4, "the fourth step")
+        pod.send(1, signal.SIGSTOP)
+        pod.until(lambda: "no answer from process 1" in pod.said(0), "a report")
+        pod.send(1, signal.SIGCONT)
+        done = steps_done(directory)
+        pod.until(lambda: steps_done(directory) > done + 1, "two more steps: a report ends nothing")
+        pod.send(1, signal.SIGTERM)
+        assert pod.wait() == [0] * 4, pod.said()
+        report = pod.said(0)
+        assert "this step has taken" in report
+        assert all(re.search(rf"--- .*process(es)? .*{process}", report) for process in range(4))
+        assert "train.py" in report
+
+
+@pytest.mark.slow
 def test_a_frozen_process_is_lost(tmp_path):
     directory = tmp_path / "run"
     with start((2, 2), directory, *FOREVER, environment={"POLYEPO_PEER_TIMEOUT_S": "5"}) as pod:
-        wait_until(lambda: steps_done(directory) >= 1, "the first step")
+        pod.until(lambda: steps_done(directory) >= 1, "the first step")
         pod.send(1, signal.SIGSTOP)
         wait_until(lambda: pod.processes[0].poll() is not None, "the end of the other process")
         assert pod.processes[0].returncode == RUN_AGAIN
@@ -188,7 +207,7 @@ def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path,
 def test_a_full_disk_ends_the_run_with_older_checkpoints_intact(undisturbed, tmp_path, index):
     directory = tmp_path / "run"
     with start((2, 2), directory, "--save-interval-steps", "1") as pod:
-        wait_until(lambda: len(checkpoints_of(directory)) >= 1 if steps_done(directory) else False, "a checkpoint")
+        pod.until(lambda: len(checkpoints_of(directory)) >= 1 if steps_done(directory) else False, "a checkpoint")
         pod.limit_files(1024, index)
         codes = pod.wait()
         assert codes[index] == 1, pod.said()
@@ -260,7 +279,7 @@ def lock(directory: Path, mode: int) -> None:
 def test_where_nothing_can_be_written_any_more_the_run_stops(undisturbed, tmp_path, shape):
     directory = tmp_path / "run"
     with start(shape, directory, "--save-interval-steps", "1", obedient=True) as pod:
-        wait_until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
+        pod.until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
         lock(directory, 0o555)
         assert pod.wait() == [1] * shape[0], pod.said()
         assert "could not be written: " in pod.said(0)
@@ -278,12 +297,12 @@ def test_where_nothing_can_be_written_for_a_while_the_run_can_go_on(tmp_path):
     directory = tmp_path / "run"
     arguments = "--save-interval-steps", "1", "--on-save-failure", "continue", "--max-to-keep", "1000"
     with start((2, 2), directory, *arguments, "--max-steps", "100000", obedient=True) as pod:
-        wait_until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
+        pod.until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
         lock(directory, 0o555)
-        wait_until(lambda: pod.said(0).count("going on without it") >= 2, "two failed saves")
+        pod.until(lambda: pod.said(0).count("going on without it") >= 2, "two failed saves")
         kept = checkpoints_of(directory)
         lock(directory, 0o755)
-        wait_until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
+        pod.until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
         pod.send(1, signal.SIGTERM)
         assert pod.wait() == [0, 0], pod.said()
     assert set(kept) < set(checkpoints_of(directory))
@@ -295,12 +314,12 @@ def test_a_full_disk_in_one_process_is_no_end_where_the_run_may_go_on(tmp_path):
     directory = tmp_path / "run"
     arguments = "--save-interval-steps", "2", "--on-save-failure", "continue", "--max-steps", "100000"
     with start((2, 2), directory, *arguments) as pod:
-        wait_until(lambda: len(checkpoints_of(directory)) >= 1, "a checkpoint")
+        pod.until(lambda: len(checkpoints_of(directory)) >= 1, "a checkpoint")
         pod.limit_files(1024, 1)
-        wait_until(lambda: "going on without it" in pod.said(0), "a failed save")
+        pod.until(lambda: "going on without it" in pod.said(0), "a failed save")
         kept = checkpoints_of(directory)
         pod.limit_files(resource.RLIM_INFINITY, 1)
-        wait_until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
+        pod.until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
         pod.send(1, signal.SIGTERM)
         assert pod.wait() == [0, 0], pod.said()
         assert "process 1: " in pod.said(0)
