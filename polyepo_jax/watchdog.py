@@ -21,6 +21,7 @@ _INTERVAL_S = 1.0
 _MIN_STEPS = 3  # before them nobody knows how long a step takes
 _MIN_S = 10.0
 _WAIT_FOR_STACKS_S = 10.0
+_WATCHING = ("peers", "watchdog")  # threads that say nothing of the run
 _MAX_CHARACTERS = 16_000  # of one process's stacks
 
 
@@ -149,18 +150,18 @@ class Watchdog:
 
 
 def stacks() -> str:
-    """What the Python threads of this process are doing, the main one first; but for this one and idle workers."""
+    """What the Python threads of this process are doing, the main one first; but for those that watch, and idle workers."""
     threads = {thread.ident: thread for thread in threading.enumerate()}
     main, own = threading.main_thread().ident, threading.get_ident()
     parts, num_idle = [], 0
     for ident, frame in sorted(sys._current_frames().items(), key=lambda item: item[0] != main):
         lines = traceback.format_stack(frame)
-        if ident == own:
+        name = threads[ident].name if ident in threads else "of no name"
+        if ident == own or name in _WATCHING:
             continue
         if "concurrent/futures/thread.py" in lines[-1] and "in _worker" in lines[-1]:
             num_idle += 1
             continue
-        name = threads[ident].name if ident in threads else "of no name"
         parts.append(f"thread {name}:\n{''.join(lines)}")
     if num_idle:
         parts.append(f"and {num_idle} idle workers\n")
