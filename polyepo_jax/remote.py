@@ -7,6 +7,7 @@ when another machine takes over. `file:` serves file systems on which appending 
 
 import contextlib
 import fcntl
+import fnmatch
 import hashlib
 import os
 import re
@@ -21,7 +22,8 @@ from polyepo_jax.errors import InputError
 _URL = re.compile(r"(gs|file):/+(.+)")  # pathlib has made one slash of several
 _MARKER = ".url"
 OWN = (_MARKER, ".lock", ".pulling", ".shared")  # of a directory on this machine
-_ELSEWHERE = ("checkpoints", "corrupt_checkpoints", "manifests", *OWN)  # not copied
+# Not copied. Judges write their caches at any time, and what they hold serves steps that the copy does not have.
+_ELSEWHERE = ("checkpoints", "corrupt_checkpoints", "manifests", "judge_cache*", *OWN)
 
 
 def url_of(path: Path | str) -> str | None:
@@ -58,11 +60,11 @@ def files_below(directory: epath.Path, leave_out: Collection[str] = ()) -> dict[
     """Files in a directory and its folders, by relative path, in order.
 
     Args:
-      leave_out: names of files and folders, at any depth.
+      leave_out: patterns of names of files and folders, at any depth.
     """
     found: dict[str, epath.Path] = {}
     for child in sorted(directory.iterdir(), key=lambda path: path.name):
-        if child.name in leave_out:
+        if any(fnmatch.fnmatchcase(child.name, pattern) for pattern in leave_out):
             continue
         if child.is_dir():
             found |= {f"{child.name}/{name}": path for name, path in files_below(child, leave_out).items()}

@@ -88,6 +88,7 @@ def test_what_has_changed_is_copied(tmp_path, monkeypatch):
     copy = remote.working_copy(Path(f"file://{there}"))
     (copy / "metrics.jsonl").write_text("one\n")
     (copy / "config.json").write_text("{}")
+    (copy / "judge_cache.1.sqlite").write_text("open in another process")
     pusher = remote.Pusher(copy)
     pusher.push()
     assert contents(there) == {"metrics.jsonl": "one\n", "config.json": "{}"}

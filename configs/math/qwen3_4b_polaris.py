@@ -6,8 +6,8 @@ python -m polyepo_jax.train --config configs/math/qwen3_4b_polaris.py
 Needs models/Qwen3-4B-Base, a Hugging Face directory (docs/models.md). The problems come from the Hugging Face hub
 (pip install -e '.[hub]'), or from a local copy: --task.train.path data/polaris_53k.parquet, and for the benchmarks
 --task.benchmarks.0.path data/beyond_aime.parquet and so on. The mesh is for 16 TPU v5e chips or 4 H200; `plan` says
-what another machine takes. So far one process drives the devices of one host, and 16 v5e chips are several. Not run at
-full size yet: no expected score.
+what another machine takes. 16 v5e chips are four hosts: docs/pods.md starts the command on all. Not run at full size
+yet: no expected score.
 
 N = 8 and n = 4 make 70 sets: the paper's K = 70 are all of them, and their mean is taken in closed form. As in the
 paper a language model clusters the generations by strategy; its server is started beside the run (docs/judges.md):
