@@ -150,7 +150,7 @@ class Watchdog:
 
 
 def stacks() -> str:
-    """What the Python threads of this process are doing, the main one first; but for those that watch, and idle workers."""
+    """What the Python threads of this process are doing, the main one first; without those that watch or are idle."""
     threads = {thread.ident: thread for thread in threading.enumerate()}
     main, own = threading.main_thread().ident, threading.get_ident()
     parts, num_idle = [], 0
