@@ -48,9 +48,18 @@ class SaveError(Exception):
 
 def any_checkpoint(directory: Path | epath.Path | str) -> bool:
     """Whether a run directory has something like a checkpoint; the same in all processes."""
-    path = epath.Path(directory) / "checkpoints"
-    found = distributed.is_primary() and path.is_dir() and any(child.name.isdecimal() for child in path.iterdir())
+    found = distributed.is_primary() and bool(_numbered(epath.Path(directory) / "checkpoints"))
     return distributed.gather(found)[0]
+
+
+def _children(directory: epath.Path) -> list[epath.Path]:
+    """What is in a directory; nothing where there is none, as object storage has no empty ones."""
+    return list(directory.iterdir()) if directory.is_dir() else []
+
+
+def _numbered(directory: epath.Path) -> list[int]:
+    """Steps with a folder, oldest first."""
+    return sorted(int(path.name) for path in _children(directory) if path.name.isdecimal())
 
 
 def _abstract(tree: Any, shardings: Any) -> Any:
@@ -212,16 +221,13 @@ class Checkpoints:
 
     def _clean(self) -> None:
         """Deletes what a process left unfinished when it died, in writing or in deleting."""
-        for path in self._path.iterdir():
+        for path in _children(self._path):
             if not path.name.isdecimal() and path.is_dir():
                 path.rmtree(missing_ok=True)
 
     def _present(self) -> list[int]:
         """Steps with a directory, as process 0 sees them: the same in all processes."""
-        steps = []
-        if distributed.is_primary() and self._path.is_dir():
-            steps = sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
-        return distributed.gather(steps)[0]
+        return distributed.gather(_numbered(self._path) if distributed.is_primary() else [])[0]
 
     def _is_complete(self, step: int) -> bool:
         path = self._path / str(step)
@@ -313,15 +319,18 @@ class Checkpoints:
         self._manifests.mkdir(exist_ok=True)
         # Not every file system shows a new file to all machines at once.
         sums |= {name: _checksum(path) for name, path in files.items() if name not in sums}
+        text = json.dumps({**contents, "files": dict(sorted(sums.items()))}, indent=1)
+        if _is_url(self._manifests):  # where it is there whole or not at all
+            self._manifest(save.step).write_text(text)
+            return
         temporary = self._manifests / f"{save.step}.tmp"
-        temporary.write_text(json.dumps({**contents, "files": dict(sorted(sums.items()))}, indent=1))
+        temporary.write_text(text)
         temporary.replace(self._manifest(save.step))
 
     def _delete_old(self) -> None:
         if not distributed.is_primary() or self._max_to_keep is None:
             return
-        steps = sorted(int(path.name) for path in self._path.iterdir() if path.name.isdecimal())
-        for step in steps[: -self._max_to_keep]:
+        for step in _numbered(self._path)[: -self._max_to_keep]:
             path = self._path / str(step)
             if not _is_url(path):
                 # In one move: a half deleted one would look like a damaged one.
