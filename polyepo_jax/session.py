@@ -258,6 +258,8 @@ class Session:
                     "--run-dir"
                 )
             self._data.set_state(meta["data"])
+            if meta.get("machines", _machines()) != _machines():
+                self._notes.append(f"resumed on {_machines()}, was saved by {meta['machines']}")
             self._init_step = meta["init_step"]
             params = self._make_initial_params(self._init_step)[0] if spec.loss.needs_reference else ()
         self.reference_params = params if spec.loss.needs_reference else ()
@@ -486,6 +488,7 @@ class Session:
             "fingerprint": self._fingerprint,
             "rubric": self._rubric,
             "init_step": self._init_step,
+            "machines": _machines(),
             "data": self._data.get_state(),
             "config": to_json(self._config),
             "config_hash": run_directory.config_hash(self._config),
@@ -534,6 +537,10 @@ class Session:
                 f"the log in {self._where} cannot be written ({error.strerror}): make room or restore access, then "
                 f"go on with: {self._resume_command}"
             ) from error
+
+
+def _machines() -> str:
+    return f"{jax.process_count()} processes with {jax.device_count()} devices"
 
 
 def _rubric_of(config: RunConfig) -> str:

@@ -105,6 +105,7 @@ def test_a_signal_to_one_process_saves_one_step_and_goes_on_in_any_shape(tmp_pat
         copy = tmp_path / f"{shape[0]}x{shape[1]}"
         shutil.copytree(directory, copy)
         said = run(shape, copy, "--max-steps", str(step + 2), "--save-interval-steps", "100000")
+        assert f"on {shape[0]} processes with {shape[0] * shape[1]} devices, was saved by 4 processes with 4" in said
         assert f"going on from step {step} of {step + 2}" in said
     for copy in ("2x4", "1x2"):
         assert_equal_metrics(metrics_of(tmp_path / copy)[step:], metrics_of(tmp_path / "2x2")[step:])
