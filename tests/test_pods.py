@@ -187,18 +187,17 @@ def has_done(pod: Pod, directory: Path, step: int) -> bool:
 def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path, shape):
     """POD_KILLS=50 tries harder. Moments in every phase: starting, restoring, stepping, saving."""
     whole, directory = tmp_path / "whole", tmp_path / "run"
-    arguments = ("--max-steps", str(4 * KILLS), "--save-interval-steps", "2")
+    arguments = ("--max-steps", str(10 * KILLS), "--save-interval-steps", "2")
     run(shape, whole, *arguments)
     moments = random.Random(0)
     for _ in range(KILLS):
         saved = max(checkpoints_of(directory), default=0)
         with start(shape, directory, *arguments, environment={"POLYEPO_JOIN_TIMEOUT_S": "4"}) as pod:
-            if moments.random() < 0.8:
-                wanted = saved + moments.randrange(1, 4)
-                wait_until(lambda: has_done(pod, directory, wanted), "a step")  # noqa: B023
-                time.sleep(moments.uniform(0, 0.5))
-            else:
-                time.sleep(moments.uniform(0, 8))  # importing, joining, restoring, compiling
+            early, wanted = moments.random() < 0.2, saved + moments.randrange(1, 4)
+            # Importing, joining, restoring, compiling; or some steps later, in a step or a save.
+            moment = time.monotonic() + moments.uniform(0, 8) if early else float("inf")
+            wait_until(lambda: time.monotonic() > moment or has_done(pod, directory, wanted), "a step")  # noqa: B023
+            time.sleep(moments.uniform(0, 0.5))
             pod.send(moments.randrange(shape[0]), signal.SIGKILL)
             codes = pod.wait()
             assert set(codes) <= {-signal.SIGKILL, RUN_AGAIN}, pod.said()
