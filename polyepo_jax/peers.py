@@ -70,7 +70,7 @@ class Peers:
       store: shared by all processes; process 0 keeps it.
       process, num_processes: this one, and how many there are.
       timeout_s: after which a silent process is lost.
-      leave: ends this process with a status, after a line for the user.
+      leave: ends this process with a status, after a line for the user, if there is one.
       pause: waits so many seconds.
     """
 
@@ -148,7 +148,7 @@ class Peers:
             self._find_the_lost()
         if status == 1 and not isinstance(error, errors.RunError):
             traceback.print_exception(error)
-        self.end(status, (str(error).strip() or type(error).__name__).splitlines()[0])
+        self.end(status, (str(error).strip() or type(error).__name__).splitlines()[0], said=True)
 
     def _find_the_lost(self) -> None:
         """Ends this process if one of the others is gone."""
@@ -166,16 +166,20 @@ class Peers:
             names = f"process {lost[0]}" if len(lost) == 1 else f"processes {', '.join(map(str, lost))}"
             self.end(RUN_AGAIN, f"lost {names} of {self._num_processes} ({why})")
 
-    def end(self, status: int, reason: str) -> None:
-        """Ends this process, having told the others: the first to end decides how all do."""
+    def end(self, status: int, reason: str, said: bool = False) -> None:
+        """Ends this process, having told the others: the first to end decides how all do.
+
+        Args:
+          said: the user has been told the reason.
+        """
         with self._ending:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 if (ended := self._store.get("polyepo/news/ended")) is not None:
                     self._follow(json.loads(ended))
-                said = {"process": self._process, "status": status, "reason": reason}
-                self._store.set("polyepo/news/ended", json.dumps(said))
+                news = {"process": self._process, "status": status, "reason": reason}
+                self._store.set("polyepo/news/ended", json.dumps(news))
                 self._await_leaving()
-            self._leave(status, f"process {self._process}: {reason}")
+            self._leave(status, "" if said else f"process {self._process}: {reason}")
 
     def _follow(self, ended: Mapping[str, Any]) -> None:
         """Ends as another process did."""
@@ -262,7 +266,8 @@ def _leave(status: int, line: str) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
     advice = f"; exit {status}: the same command goes on from the newest checkpoint" if status == RUN_AGAIN else ""
-    os.write(2, f"{line}{advice}\n".encode())
+    if line:
+        os.write(2, f"{line}{advice}\n".encode())
     os._exit(status)
 
 

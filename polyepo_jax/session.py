@@ -177,8 +177,8 @@ class Session:
                     except OSError as error:
                         raise InputError(f"{error.strerror}; choose another --run-dir") from error
             run_directory.check_shared(self._directory)
-            checkpoints = Checkpoints(remote.home(self._directory), self._config.max_to_keep)
-            self._checkpoints = stack.enter_context(contextlib.closing(checkpoints))
+            self._checkpoints = Checkpoints(remote.home(self._directory), self._config.max_to_keep)
+            stack.callback(self._close_checkpoints)
             first_step = self._restore()
             self._open_writers(stack, first_step)
             for note in self._notes:
@@ -389,6 +389,8 @@ class Session:
             for writer in self._writers:
                 writer.write(deferred.step, metrics)
         if nonfinite_in_a_row >= self._config.max_nonfinite_updates:
+            with contextlib.suppress(SaveError):
+                self._checkpoints.wait()
             raise RunError(
                 f"stopped at step {deferred.step}: loss or gradient was not finite in {nonfinite_in_a_row:.0f} updates "
                 f"in a row, all skipped; the newest checkpoints in {self._where} are of steps "
@@ -522,6 +524,12 @@ class Session:
             self._checkpoints.wait()
         with self._log_errors():
             self._push()
+
+    def _close_checkpoints(self) -> None:
+        try:
+            self._checkpoints.close()
+        except SaveError as error:  # beside the one that ends the run
+            warn_on_stderr(str(error))
 
     def _push(self) -> None:
         if distributed.is_primary():
