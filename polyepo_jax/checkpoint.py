@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import json
 import os
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -203,13 +204,16 @@ class Checkpoints:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._save: _Save | None = None
         self._sealing: concurrent.futures.Future | None = None
+        self._handler = ocp.CompositeCheckpointHandler(
+            params=ocp.StandardCheckpointHandler(),
+            rest=ocp.StandardCheckpointHandler(),
+            meta=ocp.JsonCheckpointHandler(),
+        )
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(
-                params=ocp.StandardCheckpointHandler(),
-                rest=ocp.StandardCheckpointHandler(),
-                meta=ocp.JsonCheckpointHandler(),
-            ),
+            self._handler,
             async_options=ocp.options.AsyncOptions(timeout_secs=_TIMEOUT_S, barrier_sync_fn=self._barrier),
+            # Process 0 has looked: what one of the others sees must not make it leave the common path.
+            file_options=ocp.options.FileOptions(skip_sync_file_validations=True),
         )
         if not read_only and distributed.is_primary():
             self._path.mkdir(parents=True, exist_ok=True)
@@ -219,10 +223,16 @@ class Checkpoints:
         assert self._save is not None
         self._save.barrier(key, timeout_ms)
 
+    def _restored(self, step: int, **items: Any) -> Any:
+        """Items of a checkpoint, by the handler: orbax's own `restore` ends in a barrier that a failing one misses."""
+        return self._handler.restore(self._path / str(step), args=ocp.args.Composite(**items))
+
     def _clean(self) -> None:
-        """Deletes what a process left unfinished when it died, in writing or in deleting."""
+        """Deletes what a process left unfinished when it died or failed, in writing or in deleting."""
         for path in _children(self._path):
-            if not path.name.isdecimal() and path.is_dir():
+            # In object storage an unfinished one has its final name.
+            unfinished = _is_url(path) and not ocp.utils.is_checkpoint_finalized(path)
+            if path.is_dir() and (unfinished or not path.name.isdecimal()):
                 path.rmtree(missing_ok=True)
 
     def _present(self) -> list[int]:
@@ -256,9 +266,9 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
+        self._prepare(step)
         if step in self._present():
             raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
-        self._prepare(step)
         save = self._save = _Save(step)
         contents = _contents(state, meta)
         try:
@@ -271,7 +281,10 @@ class Checkpoints:
                 ),
             )
         except Exception as error:
-            save.fail(error)
+            if not isinstance(error, _FailedElsewhere):
+                save.fail(error)
+            if jax.process_count() > 1:  # the others may wait in a collective: this process is to end
+                raise
             self._sealing = concurrent.futures.Future()
             self._sealing.set_exception(error)
         else:
@@ -283,8 +296,9 @@ class Checkpoints:
         if distributed.is_primary():
             try:
                 self._manifests.mkdir(exist_ok=True)
-                self._manifest(step).unlink(missing_ok=True)  # of a checkpoint of the same step that is gone
-                self._clean()  # what a failed save has left
+                self._clean()
+                if not (self._path / str(step)).exists():
+                    self._manifest(step).unlink(missing_ok=True)  # of a checkpoint that is gone
                 probe = self._path / "probe"
                 probe.write_text("can be written")
                 probe.unlink()
@@ -312,12 +326,13 @@ class Checkpoints:
             raise
 
     def _write_manifest(self, save: _Save, contents: Mapping[str, Any]) -> None:
-        files = files_below(self._path / str(save.step))
+        path = self._path / str(save.step)
+        # Not every file system shows what process 0 has just made to all machines at once: it does the rest.
+        files = files_below(path) if distributed.is_primary() or path.is_dir() else {}
         sums = save.union({name: _checksum(path) for name, path in files.items() if _is_own(name)})
         if sums is None:
             return
         self._manifests.mkdir(exist_ok=True)
-        # Not every file system shows a new file to all machines at once.
         sums |= {name: _checksum(path) for name, path in files.items() if name not in sums}
         text = json.dumps({**contents, "files": dict(sorted(sums.items()))}, indent=1)
         if _is_url(self._manifests):  # where it is there whole or not at all
@@ -332,11 +347,14 @@ class Checkpoints:
             return
         for step in _numbered(self._path)[: -self._max_to_keep]:
             path = self._path / str(step)
-            if not _is_url(path):
-                # In one move: a half deleted one would look like a damaged one.
-                path = path.rename(self._path / f"{step}.deleted")
-            path.rmtree()
-            self._manifest(step).unlink(missing_ok=True)
+            try:
+                if not _is_url(path):
+                    # In one move: a half deleted one would look like a damaged one.
+                    path = path.rename(self._path / f"{step}.deleted")
+                path.rmtree()
+                self._manifest(step).unlink(missing_ok=True)
+            except OSError as error:  # the new checkpoint is whole, and the next one tries again
+                print(f"checkpoint {step} is not needed and could not be deleted: {_why(error)}", file=sys.stderr)
 
     def _read_manifest(self, step: int) -> dict[str, Any]:
         """The manifest of a checkpoint; empty if it has none."""
@@ -394,13 +412,11 @@ class Checkpoints:
         """
 
         def restore(step: int, manifest: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
-            restored = self._checkpointer.restore(
-                self._path / str(step),
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(_abstract(state.params, shardings.params)),
-                    rest=ocp.args.StandardRestore(_abstract(_rest(state), _rest(shardings))),
-                    meta=ocp.args.JsonRestore(),
-                ),
+            restored = self._restored(
+                step,
+                params=ocp.args.StandardRestore(_abstract(state.params, shardings.params)),
+                rest=ocp.args.StandardRestore(_abstract(_rest(state), _rest(shardings))),
+                meta=ocp.args.JsonRestore(),
             )
             new = dataclasses.replace(state, params=restored["params"], **restored["rest"])
             if int(new.step) != step:
@@ -446,8 +462,7 @@ class Checkpoints:
         """
 
         def restore(step: int, manifest: Mapping[str, Any]) -> Any:
-            args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params, shardings)))
-            return self._checkpointer.restore(self._path / str(step), args=args)["params"]
+            return self._restored(step, params=ocp.args.StandardRestore(_abstract(params, shardings)))["params"]
 
         steps = self.steps()
         if not steps or (step is not None and step not in steps):

@@ -20,8 +20,6 @@ from jax.experimental import multihost_utils
 from polyepo_jax.errors import InputError
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-# Long after our own watch over peers has spoken, which has more to say (peers.py).
-_HEARTBEAT_TIMEOUT_S = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ def _on_tpu_host() -> bool:
     return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
 
 
-def initialize(given: Mapping[str, str | None], timeout_s: int) -> None:
+def initialize(given: Mapping[str, str | None], timeout_s: int, heartbeat_timeout_s: int) -> None:
     """Joins the other processes of the run, if there are any; before anything else asks for a device.
 
     Where neither flags nor environment say who this process is, SLURM (several tasks) and a TPU host's metadata do.
@@ -100,6 +98,8 @@ def initialize(given: Mapping[str, str | None], timeout_s: int) -> None:
     Args:
       given: as of `placement`.
       timeout_s: how long to wait for the others. If they do not come, the C++ runtime aborts this process.
+      heartbeat_timeout_s: after which it aborts this process where another one is silent: longer than those who have
+        more to say about it need (peers.py).
 
     Raises:
       InputError: the arguments are not what they should be, or the runtime does not start, on a port in use for one.
@@ -114,7 +114,7 @@ def initialize(given: Mapping[str, str | None], timeout_s: int) -> None:
     explicit = {} if place is None else {**dataclasses.asdict(place), "cluster_detection_method": "deactivate"}
     try:
         jax.distributed.initialize(
-            **explicit, initialization_timeout=timeout_s, heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_S
+            **explicit, initialization_timeout=timeout_s, heartbeat_timeout_seconds=heartbeat_timeout_s
         )
     except (RuntimeError, ValueError) as error:
         who = "the other processes" if place is None else f"process {place.process_id} of {place.num_processes}"
@@ -197,7 +197,7 @@ class KeyValues:
     """Short texts that every process can set and read at any time, from any thread; process 0 keeps them.
 
     Unlike everything else here this is no collective: it works while a process hangs in one. Every method raises
-    jax.errors.JaxRuntimeError once process 0 is gone.
+    jax.errors.JaxRuntimeError once process 0 is gone, and hangs while it is frozen.
     """
 
     def __init__(self, client: Any):

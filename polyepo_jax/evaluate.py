@@ -149,7 +149,7 @@ def main(arguments: Sequence[str]) -> None:
     path = directory / ("eval.json" if options.split == "test" else "eval_validation.json")
     run_directory.write_json(path, result)
     try:
-        remote.Pusher(directory).push()
+        remote.Pusher(directory).push(path.name)  # the logs may be a run's, which goes on elsewhere
     except OSError as error:
         raise RunError(f"{error.strerror}; the result is in {path}") from error
     what = f"{remote.name_of(directory)}, step {step}" if options.model is None else str(options.model)

@@ -207,6 +207,7 @@ class Grader:
         self._recent: dict[str, collections.deque[bool]] = {
             caller: collections.deque(maxlen=window) for caller in ("judge", "verifier")
         }
+        self._untold: list[tuple[str, str | None]] = []  # calls of which other processes have not heard
         self._lock = threading.Lock()
         self._stopped: str | None = None
         self._stack = contextlib.ExitStack()
@@ -287,6 +288,8 @@ class Grader:
 
     def _end_together(self, interrupted: str | None) -> None:
         """Raises in every process what one of them has to raise."""
+        if jax.process_count() > 1:
+            self._hear_others()
         for interruption, stop in distributed.gather([interrupted, self._stopped]):
             if interruption is not None:
                 raise GradingInterrupted(interruption)
@@ -337,6 +340,8 @@ class Grader:
             if len(results) != len(problems):
                 raise ValueError(f"expected the clusters of {len(problems)} groups, got those of {len(results)}")
         except Exception as error:
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # of this process's devices: the others are still computing, and cannot go on without it
             results = [_to_failure(error)] * len(problems)
         seconds = (time.perf_counter() - started) / len(problems)
         judged = []
@@ -348,20 +353,35 @@ class Grader:
 
     def _watch(self, caller: str, result: Clusters | Verdict | GradeFailure) -> None:
         """Stops all further calls once too many have failed."""
-        config, failed = self._config, isinstance(result, GradeFailure)
+        failure = _line(str(result)) if isinstance(result, GradeFailure) else None
         with self._lock:
-            recent = self._recent[caller]
-            recent.append(failed)
-            num_failed, num_calls = sum(recent), len(recent)
-            if not failed or self._stopped is not None:
-                return
-            if config.on_failure == "stop" and caller == "judge":
-                self._stopped = f"a judge call failed, and judge.on_failure is 'stop': {result}"
-            elif num_calls == config.failure_window and num_failed > config.max_failure_frac * num_calls:
-                self._stopped = (
-                    f"{num_failed} of the last {num_calls} {caller} calls failed, more than judge.max_failure_frac = "
-                    f"{config.max_failure_frac} allows; the last one: {result}"
-                )
+            if jax.process_count() > 1:
+                self._untold.append((caller, failure))
+            self._count(caller, failure)
+
+    def _hear_others(self) -> None:
+        """Counts the calls of other processes too: each of many makes few."""
+        with self._lock:
+            untold, self._untold = self._untold, []
+        for process, calls in enumerate(distributed.gather(untold)):
+            if process != jax.process_index():
+                with self._lock:
+                    for caller, failure in calls:
+                        self._count(caller, failure)
+
+    def _count(self, caller: str, failure: str | None) -> None:
+        config, recent = self._config, self._recent[caller]
+        recent.append(failure is not None)
+        num_failed, num_calls = sum(recent), len(recent)
+        if failure is None or self._stopped is not None:
+            return
+        if config.on_failure == "stop" and caller == "judge":
+            self._stopped = f"a judge call failed, and judge.on_failure is 'stop': {failure}"
+        elif num_calls == config.failure_window and num_failed > config.max_failure_frac * num_calls:
+            self._stopped = (
+                f"{num_failed} of the last {num_calls} {caller} calls failed, more than judge.max_failure_frac = "
+                f"{config.max_failure_frac} allows; the last one: {failure}"
+            )
 
     def _to_grading(self, group: Submitted, judged: _Judged) -> Grading:
         size, result = len(group.responses), judged.result

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -31,6 +31,8 @@ TIMEOUT, JOIN_TIMEOUT = "POLYEPO_PEER_TIMEOUT_S", "POLYEPO_JOIN_TIMEOUT_S"
 _INTERVAL_S = 1.0
 # Once a collective has failed, silence between so many looks tells who made it fail.
 _SUSPICIOUS = 5
+_TELL_S = 5.0
+_DAY_MS = 24 * 3600 * 1000
 
 
 class Store(Protocol):
@@ -39,6 +41,7 @@ class Store(Protocol):
     def set(self, key: str, value: str) -> None: ...
     def get(self, key: str) -> str | None: ...
     def below(self, prefix: str) -> dict[str, str]: ...
+    def barrier(self, key: str, timeout_ms: int) -> None: ...
 
 
 class Signs:
@@ -72,6 +75,7 @@ class Peers:
       timeout_s: after which a silent process is lost.
       leave: ends this process with a status, after a line for the user, if there is one.
       pause: waits so many seconds.
+      within: calls something, and gives it so many seconds: the store does not answer where process 0 is frozen.
     """
 
     def __init__(
@@ -82,9 +86,11 @@ class Peers:
         timeout_s: float,
         leave: Callable[[int, str], None],
         pause: Callable[[float], None] = time.sleep,
+        within: Callable[[float, Callable[[], None]], None] | None = None,
     ):
         self._store, self._process, self._num_processes = store, process, num_processes
         self._timeout_s, self._leave, self._pause = timeout_s, leave, pause
+        self._within = _within if within is None else within
         self._looks = max(round(timeout_s / _INTERVAL_S), 2)
         self._numbers = itertools.count()
         # Process 0 watches all, the others process 0: the store answers two questions of each process a second.
@@ -92,18 +98,32 @@ class Peers:
         self._unanswered = 0
         self._ending = threading.Lock()
         self._asked_to_stop = self._hears_stop = False
+        self._closed = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._each_interval, args=(watch,), name="peers", daemon=True)
+            for watch in (self.tell_and_look, self.count_unanswered)
+        ]
 
     def start(self) -> None:
-        """Begins to watch, in threads that end with the process."""
-        for watch in (self.tell_and_look, self.count_unanswered):
-            threading.Thread(target=self._each_interval, args=(watch,), name="peers", daemon=True).start()
+        """Begins to watch, in threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self) -> None:
+        """Waits until all processes are done, and then watches no more: threads that are in C++ code when the
+        interpreter ends abort the process."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._store.barrier("polyepo/finished", _DAY_MS)  # who is lost meanwhile is found as ever
+        self._closed.set()
+        for thread in self._threads:
+            thread.join()
 
     def _each_interval(self, watch: Callable[[], None]) -> None:
-        while True:
-            # Process 0 is gone, or all are at their end: the other thread counts.
+        while not self._closed.is_set():
+            # Process 0 is gone: the other thread counts.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 watch()
-            self._pause(_INTERVAL_S)
+            self._closed.wait(_INTERVAL_S)
 
     def tell_and_look(self) -> None:
         """Gives this process's sign of life, and reads those of others."""
@@ -143,8 +163,7 @@ class Peers:
           error: told to the user already if it is one of `errors`.
           status: to end with.
         """
-        # Where a process is gone, the runtime of the others fails: on CPUs with a ValueError.
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+        if any(map(_is_of_the_runtime, _with_causes(error))):
             self._find_the_lost()
         if status == 1 and not isinstance(error, errors.RunError):
             traceback.print_exception(error)
@@ -173,13 +192,16 @@ class Peers:
           said: the user has been told the reason.
         """
         with self._ending:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                if (ended := self._store.get("polyepo/news/ended")) is not None:
-                    self._follow(json.loads(ended))
-                news = {"process": self._process, "status": status, "reason": reason}
-                self._store.set("polyepo/news/ended", json.dumps(news))
-                self._await_leaving()
+            self._within(_TELL_S, lambda: self._tell(status, reason))
             self._leave(status, "" if said else f"process {self._process}: {reason}")
+
+    def _tell(self, status: int, reason: str) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            if (ended := self._store.get("polyepo/news/ended")) is not None:
+                self._follow(json.loads(ended))
+            news = {"process": self._process, "status": status, "reason": reason}
+            self._store.set("polyepo/news/ended", json.dumps(news))
+            self._await_leaving()
 
     def _follow(self, ended: Mapping[str, Any]) -> None:
         """Ends as another process did."""
@@ -195,6 +217,23 @@ class Peers:
                 if len(self._store.below("polyepo/left/")) == self._num_processes:
                     return
                 self._pause(_INTERVAL_S / 2)
+
+
+def _is_of_the_runtime(error: BaseException) -> bool:
+    """Where a process is gone, the runtime of the others fails: on CPUs with a ValueError."""
+    return isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _within(seconds: float, call: Callable[[], None]) -> None:
+    thread = threading.Thread(target=call, name="peers", daemon=True)
+    thread.start()
+    thread.join(seconds)
 
 
 _peers: Peers | None = None
@@ -214,7 +253,7 @@ def start(given: Mapping[str, str | None]) -> None:
     global _peers
     timeout_s, join_timeout_s = _seconds(TIMEOUT, 60), _seconds(JOIN_TIMEOUT, 300)
     _on_abort(lambda: _leave(RUN_AGAIN, f"the other processes did not come within {join_timeout_s:.0f} s"))
-    distributed.initialize(given, int(join_timeout_s))
+    distributed.initialize(given, int(join_timeout_s), int(max(300, 3 * timeout_s)))
     _on_abort(None)
     store = distributed.key_values()
     if store is None:
@@ -225,6 +264,7 @@ def start(given: Mapping[str, str | None]) -> None:
         atexit.register(_on_abort, None)  # Python cannot be called while it ends
     errors.part_with(_peers.part)
     _peers.start()
+    atexit.register(_peers.finish)  # before jax's own shutdown, which was registered earlier
 
 
 def _seconds(name: str, default: int) -> float:

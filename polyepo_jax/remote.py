@@ -145,8 +145,11 @@ class Pusher:
         self._url = (directory / _MARKER).read_text() if has_url(directory) else None
         self._pushed: dict[str, tuple[int, int]] = {}
 
-    def push(self) -> None:
+    def push(self, only: str = "*") -> None:
         """Copies files that are new or have changed since the last time.
+
+        Args:
+          only: pattern of their relative paths.
 
         Raises:
           OSError: they cannot be written there.
@@ -157,7 +160,7 @@ class Pusher:
             for name, path in files_below(epath.Path(self._directory), _ELSEWHERE).items():
                 status = os.stat(path)
                 now = status.st_size, status.st_mtime_ns
-                if self._pushed.get(name) != now:
+                if self._pushed.get(name) != now and fnmatch.fnmatchcase(name, only):
                     target = _open(self._url) / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     target.write_bytes(path.read_bytes())

@@ -133,7 +133,7 @@ def config_hash(config: RunConfig) -> str:
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_shared(directory: Path, timeout_s: float = 30.0) -> None:
+def check_shared(directory: Path, timeout_s: float = 90.0) -> None:
     """Whether all processes of a run see the same directory; all of them call this once process 0 has made it.
 
     Args:

@@ -424,6 +424,8 @@ class Session:
         """
         self.settle()
         self._data.set_state(self._data_before_step)
+        with self._save_errors():
+            self._checkpoints.wait()
         step = int(self.state.step)
         if step and step not in self._checkpoints.steps():
             self._save(needed=True)
@@ -485,7 +487,7 @@ class Session:
         with self._log_errors():
             for log in self._logs:
                 log.sync()
-            self._push()
+        self._push(needed)
         meta = {
             "fingerprint": self._fingerprint,
             "rubric": self._rubric,
@@ -522,8 +524,7 @@ class Session:
     def _finish_saving(self) -> None:
         with self._watchdog.paused(), self._save_errors(needed=True):
             self._checkpoints.wait()
-        with self._log_errors():
-            self._push()
+        self._push(needed=True)
 
     def _close_checkpoints(self) -> None:
         try:
@@ -531,9 +532,17 @@ class Session:
         except SaveError as error:  # beside the one that ends the run
             warn_on_stderr(str(error))
 
-    def _push(self) -> None:
-        if distributed.is_primary():
-            self._pusher.push()
+    def _push(self, needed: bool) -> None:
+        """Copies the logs to where the run lives; tried again at the next save, if the run can do without."""
+        if not distributed.is_primary():
+            return
+        with self._log_errors():
+            try:
+                self._pusher.push()
+            except OSError as error:
+                if needed or self._config.on_save_failure == "stop":
+                    raise
+                self.say(f"the logs could not be copied, as on_save_failure says the run goes on: {error.strerror}")
 
     @contextlib.contextmanager
     def _log_errors(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ def refusal(refused_by: int) -> str | None:
 
 
 def main() -> None:
-    distributed.initialize({}, 60)
+    distributed.initialize({}, 60, 300)
     index = jax.process_index()
     seen = {"gathered": distributed.gather({"index": index, "text": "ü" * 1000 * index, "undefined": float("nan")})}
     seen["refusals"] = distributed.gather(refusal(1))

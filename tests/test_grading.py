@@ -192,6 +192,24 @@ def test_the_breaker_stops_when_the_share_of_failures_passes_its_limit():
             grader.collect(submit(grader, [Problem(i, "p", "") for i in (1, 2)]))
 
 
+def test_calls_of_other_processes_count_too(monkeypatch):
+    """Each of many makes too few calls to fill the window."""
+    told = []
+
+    def gather(value):
+        told.append(value)
+        # The other process has seen three failures, and nothing that ends it.
+        return [value, [["judge", "no reply"]] * 3 if len(told) % 2 else [None, None]]
+
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("polyepo_jax.distributed.gather", gather)
+    monkeypatch.setattr("polyepo_jax.distributed.agreed", contextlib.nullcontext)
+    config = JudgeConfig(FailsOn((0,)), max_failure_frac=0.5, failure_window=4)
+    with pytest.raises(GradingStopped, match=r"3 of the last 4 judge calls failed.*the last one: no reply"):
+        graded_with(config)
+    assert sorted(outcome for caller, outcome in told[0] if caller == "judge" and outcome) == ["no reply"]
+
+
 def test_once_stopped_no_further_call_is_made():
     problems = [Problem(i, "p", "") for i in range(40)]
     gate = Gate({i: OSError("down") for i in range(40)})

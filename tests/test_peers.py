@@ -1,5 +1,8 @@
 """The watch over other processes, with a store in this process; with real ones: test_pods.py."""
 
+import threading
+import time
+
 import jax
 import pytest
 
@@ -22,8 +25,10 @@ class Store:
     def __init__(self):
         self.values = {}
         self.gone = False
+        self.hangs = False
 
     def _check(self):
+        assert not self.hangs, "this would never return"
         if self.gone:
             raise Gone("UNAVAILABLE: failed to connect to all addresses")
 
@@ -34,6 +39,10 @@ class Store:
     def get(self, key):
         self._check()
         return self.values.get(key)
+
+    def barrier(self, key, timeout_ms):
+        self._check()
+        self.values[f"barrier/{key}"] = ""
 
     def below(self, prefix):
         self._check()
@@ -56,7 +65,11 @@ def pod(store):
             raise Left
 
         # While one waits, the others live on.
-        return Peers(store, process, 3, TIMEOUT_S, leave, lambda seconds: live())
+        return Peers(store, process, 3, TIMEOUT_S, leave, lambda seconds: live(), within)
+
+    def within(seconds, call):
+        if not store.hangs:
+            call()
 
     alive = {0, 1, 2}
     all_peers = [peer(process) for process in range(3)]
@@ -157,7 +170,7 @@ def test_the_others_watch_process_0(pod):
 
 def test_a_store_that_hangs_is_a_lost_process_0(pod, store):
     pod.live(1)
-    store.gone = True
+    store.hangs = True
     for _ in range(TIMEOUT_S):
         pod.peers[2].count_unanswered()
     with pytest.raises(Left):
@@ -207,6 +220,28 @@ def test_where_a_collective_fails_the_silent_one_is_to_blame(pod, capfd, error, 
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_the_runtime_may_have_failed_below_another_error(pod):
+    pod.live(1)
+    pod.freeze(1)
+    try:
+        try:
+            raise ValueError("UNKNOWN: Gloo AllGather failed")
+        except ValueError as cause:
+            raise OSError("nothing was saved") from cause
+    except OSError as error:
+        with pytest.raises(Left):
+            pod.peers[2].part(error, 1)
+    assert pod.left[2][0] == RUN_AGAIN
+
+
+def test_a_store_that_hangs_keeps_nobody():
+    held = threading.Event()
+    started = time.monotonic()
+    peers._within(0.1, held.wait)
+    held.set()
+    assert time.monotonic() - started < 60
+
+
 def test_where_a_collective_fails_without_a_store_process_0_is_to_blame(pod, store):
     store.gone = True
     with pytest.raises(Left):
@@ -227,6 +262,15 @@ def test_the_first_to_end_decides(pod):
     with pytest.raises(Left):
         pod.peers[2].part(InputError("second"), 2)
     assert pod.left[2] == (1, "process 1 ended the run: first")
+
+
+def test_at_the_end_all_wait_for_all_and_the_watch_is_over(pod, store):
+    peer = pod.peers[0]
+    peer.start()
+    peer.finish()
+    assert "barrier/polyepo/finished" in store.values
+    assert not any(thread.is_alive() for thread in peer._threads)
+    assert pod.left == {}
 
 
 def test_a_signal_to_one_is_heard_by_all(pod):

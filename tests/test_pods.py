@@ -166,20 +166,22 @@ def test_a_step_that_hangs_is_reported_with_the_stacks_of_all(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_frozen_process_is_lost(tmp_path):
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_frozen_process_is_lost(tmp_path, victim):
     directory = tmp_path / "run"
     with start((2, 2), directory, *FOREVER, environment={"POLYEPO_PEER_TIMEOUT_S": "5"}) as pod:
         pod.until(lambda: steps_done(directory) >= 1, "the first step")
-        pod.send(1, signal.SIGSTOP)
-        wait_until(lambda: pod.processes[0].poll() is not None, "the end of the other process")
-        assert pod.processes[0].returncode == RUN_AGAIN
-        assert "process 1" in pod.said(0)
+        pod.send(victim, signal.SIGSTOP)
+        other = pod.processes[1 - victim]
+        wait_until(lambda: other.poll() is not None, "the end of the other process")
+        assert other.returncode == RUN_AGAIN
+        assert f"lost process {victim} of 2" in pod.said(1 - victim)
 
 
-def has_done(pod: Pod, directory: Path, step: int) -> bool:
-    """Whether this pod has done a step, and not one that it takes up; or has ended."""
-    restored = not checkpoints_of(directory) or re.search("going on from step|nothing to do", pod.said(0))
-    return (restored and steps_done(directory) >= step) or pod.processes[0].poll() is not None
+def has_done(pod: Pod, directory: Path, resumes: bool, step: int) -> bool:
+    """Whether this pod has done a step, and not the one that it goes on from; or has ended."""
+    begun = not resumes or "going on from step" in pod.said(0)
+    return (begun and steps_done(directory) >= step) or pod.processes[0].poll() is not None
 
 
 @pytest.mark.slow
@@ -196,7 +198,7 @@ def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path,
             early, wanted = moments.random() < 0.2, saved + moments.randrange(1, 4)
             # Importing, joining, restoring, compiling; or some steps later, in a step or a save.
             moment = time.monotonic() + moments.uniform(0, 8) if early else float("inf")
-            wait_until(lambda: time.monotonic() > moment or has_done(pod, directory, wanted), "a step")  # noqa: B023
+            wait_until(lambda: time.monotonic() > moment or has_done(pod, directory, saved > 0, wanted), "a step")  # noqa: B023
             time.sleep(moments.uniform(0, 0.5))
             pod.send(moments.randrange(shape[0]), signal.SIGKILL)
             codes = pod.wait()
@@ -258,6 +260,25 @@ def test_a_judge_on_the_mesh_reads_the_responses_of_all_processes(tmp_path):
     first, second = (metrics_of(tmp_path / name) for name in "12")
     assert first[0]["clusters/distinct"] > 0
     assert_equal_metrics(first, second)
+
+
+@pytest.mark.slow
+def test_all_commands_share_the_work(tmp_path):
+    """A warm start, training from it on groups that carry signal, in waves, and an evaluation."""
+    for shape in ((1, 4), (2, 2)):
+        directory = tmp_path / f"{shape[0]}"
+        warm = training(ROOT / "tests" / "pod_sft_config.py", directory / "warm", module="polyepo_jax.sft")
+        waves = "--algorithm.max-prompt-batches", "3", "--sampling.max-rows", "16", "--max-steps", "2"
+        train = training(CONFIG, directory / "run", "--init.run-dir", str(directory / "warm"), *waves)
+        for command in (warm, train, ["-m", "polyepo_jax.evaluate", "--run-dir", str(directory / "run")]):
+            with Pod(*shape, command, directory / "logs") as pod:
+                assert pod.wait() == [0] * shape[0], pod.said()
+    for name in ("warm", "run"):
+        assert_equal_metrics(*(metrics_of(tmp_path / shape / name) for shape in "12"))
+    assert samples_of(tmp_path / "1" / "run", 1) == samples_of(tmp_path / "2" / "run", 1) != []
+    assert metrics_of(tmp_path / "1" / "run")[0]["dynamic_sampling/prompt_batches"] > 1
+    first, second = (json.loads((tmp_path / shape / "run" / "eval.json").read_text()) for shape in "12")
+    assert first == second
 
 
 def test_what_one_process_refuses_is_refused_by_all(tmp_path):

@@ -89,10 +89,15 @@ class ReplyCache:
             raise sqlite3.DatabaseError(verdict)
 
     def _take_over(self, other: Path) -> None:
-        self._connection.execute("ATTACH DATABASE ? AS other", (str(other),))
-        with contextlib.suppress(sqlite3.OperationalError):  # its process has not made the table yet
-            self._connection.execute("INSERT OR IGNORE INTO replies SELECT key, ids FROM other.replies")
-        self._connection.execute("DETACH DATABASE other")
+        try:
+            self._connection.execute("ATTACH DATABASE ? AS other", (str(other),))
+            with contextlib.suppress(sqlite3.OperationalError):  # its process has not made the table yet
+                self._connection.execute("INSERT OR IGNORE INTO replies SELECT key, ids FROM other.replies")
+            self._connection.execute("DETACH DATABASE other")
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{other}: no cache of judge replies, or a damaged one ({error}); delete it") from error
 
     def get(self, key: str) -> tuple[int, ...] | None:
         """What was put under a key, None if nothing was.

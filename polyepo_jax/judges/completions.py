@@ -42,7 +42,7 @@ class Transport:
     Attributes:
       base_url: what `/chat/completions` is added to.
       api_key_env: the name of the environment variable that holds the key; None where there is none.
-      max_concurrency: requests at a time.
+      max_concurrency: requests at a time, of each process of a run.
       attempt_deadline_s: for one request and its whole reply, however slowly it drips.
       retry_for_s: attempts at one call start within this time; then it has failed.
       first_backoff_s, max_backoff_s: the wait before the second attempt is random up to the first, before each further
