@@ -215,3 +215,23 @@ def test_only_the_newest_of_all_damaged_ones_is_no_start_from_scratch(tmp_path):
     with pytest.raises(CheckpointError, match=r"none of the checkpoints \[1\]"):
         restored(tmp_path)
     assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_an_unfinished_one_in_object_storage_is_removed_and_takes_nobodys_place(tmp_path, monkeypatch):
+    """There it has its final name, and a marker once it is whole."""
+    written(tmp_path, 1, 2)
+    unfinished = tmp_path / "checkpoints" / "3"
+    monkeypatch.setattr("polyepo_jax.checkpoint._is_url", lambda path: True)
+    monkeypatch.setattr(ocp.utils, "is_checkpoint_finalized", lambda path: not (path / "unfinished").exists())
+
+    def leave_unfinished():
+        (unfinished / "params").mkdir(parents=True)
+        (unfinished / "unfinished").touch()
+
+    leave_unfinished()
+    with opened(tmp_path, max_to_keep=2) as checkpoints:
+        assert checkpoints.steps() == [1, 2]
+        leave_unfinished()
+        checkpoints.save(state_at(4), META)
+        assert checkpoints.steps() == [2, 4]
+    assert not unfinished.exists()
