@@ -79,7 +79,8 @@ def undisturbed(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("shape", [(2, 4), pytest.param((4, 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(2, 4), (4, 2)])
 def test_processes_change_nothing(alone, tmp_path, shape):
     directory = tmp_path / "run"
     run(shape, directory, "--eval-interval-steps", "3")

@@ -147,6 +147,7 @@ def test_storage_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
         remote.working_copy(Path("gs://bucket/one"))
 
 
+@pytest.mark.slow
 def test_a_run_at_a_url_goes_on_from_another_machine(tmp_path, monkeypatch, capsys):
     plain, there = tmp_path / "plain", tmp_path / "bucket" / "one"
     train(["--config", CONFIG, "--run-dir", str(plain)])

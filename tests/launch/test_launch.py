@@ -250,7 +250,7 @@ def pod(tmp_path):
         if terminal is not None:  # as on a user's: one for everything, where Ctrl-C is a signal
             command = [sys.executable, "-c", WITH_TERMINAL, *command]
             output = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
-        process = subprocess.Popen(command, env=env, cwd=tmp_path, text=True, **output)
+        process = subprocess.Popen(command, env=env, cwd=tmp_path, text=True, preexec_fn=heed_interrupts, **output)
         started.append(process)
         return process
 
@@ -262,6 +262,11 @@ def pod(tmp_path):
             process.communicate(timeout=10)
         finally:
             process.kill()
+
+
+def heed_interrupts():
+    """What a shell starts in the background ignores SIGINT, and so does all that this starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process):
