@@ -1,6 +1,5 @@
 """A pod on this machine: P processes of D CPU devices each, and what can happen to them."""
 
-import ctypes
 import os
 import resource
 import signal
@@ -38,11 +37,15 @@ def _copy(stream: IO[bytes], path: Path) -> None:
             file.flush()
 
 
-def _obey_permissions() -> None:
-    """Takes from what is executed next the right to write where permissions forbid it, which root has."""
-    prctl, drop_from_bounding_set, dac_override = ctypes.CDLL(None).prctl, 24, 1
-    if os.geteuid() == 0 and prctl(drop_from_bounding_set, dac_override, 0, 0, 0) != 0:
-        os._exit(99)
+# Takes from what it executes the right to write where permissions forbid it, which root has. Not a preexec_fn: that
+# forks, of which JAX warns once its backend is there.
+_OBEY_PERMISSIONS = """
+import ctypes, os, sys
+prctl, drop_from_bounding_set, dac_override = ctypes.CDLL(None).prctl, 24, 1
+if os.geteuid() == 0 and prctl(drop_from_bounding_set, dac_override, 0, 0, 0) != 0:
+    sys.exit("the right to write anywhere cannot be dropped")
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 class Pod:
@@ -78,6 +81,8 @@ class Pod:
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             **(environment or {}),
         }
+        if obedient:
+            command = ["-c", _OBEY_PERMISSIONS, *command]
         self.processes = []
         self._copiers = []
         for index, log in enumerate(self.logs):
@@ -88,7 +93,6 @@ class Pod:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,  # not a file, whose size `limit_files` would limit
                 stderr=subprocess.STDOUT,
-                preexec_fn=_obey_permissions if obedient else None,
             )
             copier = threading.Thread(target=_copy, args=(process.stdout, log))
             copier.start()

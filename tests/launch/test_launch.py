@@ -230,7 +230,16 @@ def wait_for(path):
     while not path.exists():
         time.sleep(0.01)
 """
-WITH_TERMINAL = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp('bash', sys.argv[1:])"
+# What a shell starts in the background ignores SIGINT, and so does all that this starts; Python ignores SIGPIPE. Not as
+# a preexec_fn: that forks, of which JAX warns once its backend is there.
+AS_IN_A_TERMINAL = """
+import fcntl, os, signal, sys, termios
+for number in (signal.SIGINT, signal.SIGPIPE):
+    signal.signal(number, signal.SIG_DFL)
+if os.isatty(0):
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture
@@ -245,12 +254,12 @@ def pod(tmp_path):
         (tmp_path / "stub.py").write_text(STUB + body)
         stub = {"MODULE": "stub", "PYTHONPATH": str(tmp_path), "STUB_DIR": str(tmp_path), "GRACE_S": "60"}
         env = environment(tools, **(stub | variables))
-        command = ["bash", str(LAUNCH / "local_pod.sh"), str(count), "2", *arguments]
-        output: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        script = ["bash", str(LAUNCH / "local_pod.sh"), str(count), "2", *arguments]
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         if terminal is not None:  # as on a user's: one for everything, where Ctrl-C is a signal
-            command = [sys.executable, "-c", WITH_TERMINAL, *command]
-            output = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
-        process = subprocess.Popen(command, env=env, cwd=tmp_path, text=True, preexec_fn=heed_interrupts, **output)
+            streams = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
+        command = [sys.executable, "-c", AS_IN_A_TERMINAL, *script]
+        process = subprocess.Popen(command, env=env, cwd=tmp_path, text=True, **streams)
         started.append(process)
         return process
 
@@ -262,11 +271,6 @@ def pod(tmp_path):
             process.communicate(timeout=10)
         finally:
             process.kill()
-
-
-def heed_interrupts():
-    """What a shell starts in the background ignores SIGINT, and so does all that this starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process):
