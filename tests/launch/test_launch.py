@@ -777,10 +777,18 @@ for pid in "${pids[@]}"; do
 done
 exit "$highest"
 """
-# Signals the tasks, not the shell that runs srun.
+# Signals the tasks, not the shell that runs srun: the first process of each, or (file `groups`) all of its processes.
 SCANCEL = r"""
-[ "$*" = "--signal=TERM 17" ] || exit 98
-for i in 0 1; do kill -s TERM -- "-$(cat "$CLUSTER/group.$i")"; done
+[ "$*" = "--signal=USR1 17" ] || exit 98
+for i in 0 1; do
+  group=$(cat "$CLUSTER/group.$i")
+  if [ -f "$CLUSTER/groups" ]; then group=-$group; fi
+  kill -s USR1 -- "$group"
+done
+"""
+# Cannot at first.
+SCONTROL = r"""
+[ ! -s "$CLUSTER/busy" ] || { sed -i 1d "$CLUSTER/busy"; exit 1; }
 """
 TASK = r"""#!/usr/bin/env bash
 echo "$*" > "$CLUSTER/task.$SLURM_PROCID"
@@ -790,6 +798,7 @@ codes=("$@")
 case ${codes[SLURM_PROCID]} in
   killed) kill -s KILL $$ ;;
   wait) trap 'echo stopped >> "$CLUSTER/stopped.$SLURM_PROCID"' TERM
+        trap 'echo stopped >> "$CLUSTER/stopped.$SLURM_PROCID"' USR1 # which is ignored
         touch "$CLUSTER/ready.$SLURM_PROCID"
         while [ ! -f "$CLUSTER/go" ]; do sleep 0.02; done
         exit 75 ;;
@@ -806,7 +815,7 @@ class Cluster:
         self.jobs: list[subprocess.Popen[str]] = []
         stand_in(folder, "srun", SRUN)
         stand_in(folder, "scancel", SCANCEL)
-        stand_in(folder, "scontrol", "exit 0")
+        stand_in(folder, "scontrol", SCONTROL)
         (folder / "task").write_text(TASK)
         (folder / "task").chmod(0o755)
 
@@ -860,20 +869,47 @@ def test_the_restarts_of_a_job_are_bounded(cluster, count, requeued):
     assert len(cluster.requeued()) == requeued
 
 
-@pytest.mark.parametrize(("name", "requeued"), [("SIGUSR1", 1), ("SIGUSR2", 0), ("SIGTERM", 0)])
-def test_the_time_limit_saves_and_requeues_and_a_cancelled_job_stays_so(cluster, name, requeued):
-    process = cluster.start("wait wait")
+def tell(cluster, process, name):
+    """Signals the job once its tasks run, and waits until each of them has been told to save."""
     until(lambda: all((cluster.folder / f"ready.{i}").exists() for i in range(2)))
     process.send_signal(getattr(signal, name))
-    if name == "SIGTERM":
-        for i in range(2):  # as SLURM does, which signals the tasks itself
-            os.killpg(int((cluster.folder / f"group.{i}").read_text()), signal.SIGTERM)
     until(lambda: all((cluster.folder / f"stopped.{i}").exists() for i in range(2)))
+
+
+@pytest.mark.parametrize("signals_all", [False, True])
+@pytest.mark.parametrize(("name", "requeued"), [("SIGUSR1", 1), ("SIGUSR2", 0)])
+def test_a_job_told_to_save_tells_every_process_once(cluster, name, requeued, signals_all):
+    if signals_all:
+        (cluster.folder / "groups").touch()
+    process = cluster.start("wait wait")
+    tell(cluster, process, name)
     (cluster.folder / "go").touch()
     code, _, err = finish(process)
     assert code == 75, err
     assert len(cluster.requeued()) == requeued
     assert [(cluster.folder / f"stopped.{i}").read_text() for i in range(2)] == ["stopped\n"] * 2
+
+
+@pytest.mark.parametrize(("ends_in_s", "requeued"), [(-1, 1), (200, 0)])
+def test_a_job_goes_back_into_the_queue_at_its_time_limit_and_not_when_it_is_cancelled(cluster, ends_in_s, requeued):
+    """SLURM tells it to end in both cases; here before what was told to save has done so."""
+    process = cluster.start("wait wait", SLURM_JOB_END_TIME=str(int(time.time()) + ends_in_s))
+    tell(cluster, process, "SIGUSR1")
+    process.terminate()
+    until(lambda: len(cluster.requeued()) == requeued)
+    (cluster.folder / "go").touch()
+    code, _, err = finish(process)
+    assert code == 75, err
+    assert len(cluster.requeued()) == requeued
+
+
+@pytest.mark.parametrize(("busy", "done"), [(4, True), (5, False)])
+def test_a_controller_that_is_busy_is_asked_again(cluster, busy, done):
+    (cluster.folder / "busy").write_text("busy\n" * busy)
+    code, _, err = finish(cluster.start("75 75", RETRY_S="0"))
+    assert code == 75
+    assert len(cluster.requeued()) == 5
+    assert ("could not be put back" in err) != done
 
 
 def test_a_job_passes_arguments_and_secrets_on(cluster):
