@@ -3,7 +3,8 @@
 #
 #   launch/tpu_vm.sh [--dry-run] create            request the TPU, and wait until it is there
 #   launch/tpu_vm.sh [--dry-run] install           copy the repository to all workers, and install it there; `run` does
-#                                                  so once only: after a new commit or new secrets do it yourself
+#                                                  so once only: for a new commit or new secrets stop the run, and do
+#                                                  it yourself
 #   launch/tpu_vm.sh [--dry-run] run ARGUMENTS...  create and install where needed, train to the end, restart
 #   launch/tpu_vm.sh [--dry-run] all ARGUMENTS...  run; then fetch the log, and delete everything however it ended
 #   launch/tpu_vm.sh [--dry-run] tail              follow the log of worker 0
@@ -34,17 +35,19 @@
 #   MODULE=polyepo_jax.train                     the module to run; polyepo_jax.sft and polyepo_jax.evaluate are others
 #   MAX_RESTARTS=50                              how often `run` starts the same command again, all in all
 #   POLL_S=60                                    seconds between two looks at the run, or at the queue
-#   SSH_FAILURES=5                               looks in a row that may fail before the TPU counts as lost
+#   SSH_FAILURES=5                               how often in a row a worker, or gcloud, may not answer before that counts
 #   GRACE_S=600                                  seconds that the other workers get once one has failed
 #
 # On the workers the run does not depend on ssh: it goes on when this script or its connection ends, and `run` again
 # finds it and waits for it; it is never started twice. ~/polyepo holds the repository, train.log and the exit code.
 #
 # Restarts: after exit code 75, after a process or worker was lost, and when the resource is no longer ACTIVE
-# (preempted). A TPU that is gone or does not answer is deleted and requested again. Exit code of `run` and `all`:
-# 0 complete; 2 bad input and 1 a failure, which are not retried; 75 restarts used up: the same command goes on; 130
-# interrupted. `run` deletes nothing at its end. `all` does, unless it was interrupted: it then says what still costs
-# money.
+# (preempted). A TPU that was preempted, that Google calls unhealthy, or of which only some workers answer, is deleted and
+# requested again. Where none answers of one that Google calls healthy, the fault may be this machine's: the run is left
+# alone, and waited for. What somebody else deletes, in a second terminal for one, is not requested again. Exit code of
+# `run` and `all`: 0 complete; 2 bad input and 1 a failure, which are not retried; 75 restarts used up: the same command
+# goes on; 130 interrupted. `run` deletes nothing at its end. `all` does, unless it was interrupted: it then says what
+# still costs money.
 set -euo pipefail
 
 usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
@@ -220,7 +223,7 @@ create() {
 }
 
 delete() {
-  local left
+  local left tries=0
   if [ -n "$dry_run" ]; then
     quoted gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet
     quoted gcloud compute tpus queued-resources list "${where[@]}"
@@ -228,19 +231,22 @@ delete() {
     return
   fi
   left=$(state)
-  # Deleting fails where somebody or something else does it already: what counts is what is left.
-  if [ "$left" != ABSENT ]; then
-    gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet || true
+  while [ "$left" != ABSENT ]; do
+    case $left in
+      DELETING | SUSPENDING) sleep "$poll_s" ;;
+      *)
+        if [ "$tries" -gt "$ssh_failures" ]; then
+          say "error: $NAME is still there, $left, and may cost money: run \`delete\` again, or look at the console"
+          return 1
+        fi
+        if [ "$tries" -gt 0 ]; then sleep "$poll_s"; fi
+        tries=$((tries + 1))
+        # It fails where somebody or something else does it already: what counts is what is left.
+        gcloud compute tpus queued-resources delete "$NAME" "${where[@]}" --force --quiet || true
+        ;;
+    esac
     left=$(state)
-    while [ "$left" = DELETING ] || [ "$left" = SUSPENDING ]; do
-      sleep "$poll_s"
-      left=$(state)
-    done
-  fi
-  if [ "$left" != ABSENT ]; then
-    say "error: $NAME is still there, $left, and may cost money: run \`delete\` again, or look at the console"
-    return 1
-  fi
+  done
   say "$NAME is deleted. What is left in $ZONE, of everybody (nothing listed, nothing billed):"
   gcloud compute tpus queued-resources list "${where[@]}" >&2
   gcloud compute tpus tpu-vm list "${where[@]}" >&2
@@ -248,14 +254,15 @@ delete() {
 
 # --- on the workers ---
 
-# The image of v5e has Python 3.10, and Ubuntu 22.04 packages 3.11. A fresh machine may still be updating itself.
-# The extra gcs is for run directories at gs://.
+# The image of v5e has Python 3.10, and the 3.11 of its Ubuntu 22.04 is a release candidate: uv brings one. A fresh
+# machine may still be updating itself. The extra gcs is for run directories at gs://.
 # shellcheck disable=SC2016 # expanded by the worker
 install_command='set -e; cd polyepo; mkdir -p repository; tar -xzf repository.tar.gz -C repository; cd repository; '\
 'apt="sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=600"; '\
 'command -v make >/dev/null || { $apt update; $apt install -y make; }; python=python3; '\
-'python3 -c "import sys, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || { '\
-'$apt update; $apt install -y python3.11 python3.11-venv; python=python3.11; }; '\
+'python3 -c "import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))" 2>/dev/null || { '\
+'uv=$HOME/.local/bin/uv; [ -x $uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh; '\
+'$uv python install 3.12; python=$($uv python find --managed-python 3.12); }; '\
 'make install ACCELERATOR=tpu PYTHON=$python; minor=$(.venv/bin/python -c "import sys; print(sys.version_info[1])"); '\
 '.venv/bin/python -m pip install -q -c requirements/tpu-py3$minor.txt -e ".[gcs]"'
 
@@ -271,28 +278,34 @@ install() {
   # errexit is off where this function is a condition. The secrets' file is made before it is filled, so that others
   # can read it at no time.
   call git -C "$repository" archive --format=tar.gz "--output=$archive" "$ref" &&
-    on all 'umask 077; mkdir -p polyepo; cd polyepo; rm -f installed; : > secrets.env; chmod 600 secrets.env' &&
+    on all "umask 077; mkdir -p polyepo; cd polyepo; flock -n lock true || { echo 'a run is under way: stop it before \
+you install' >&2; exit 1; }; rm -f installed; : > secrets.env; chmod 600 secrets.env" &&
     put "$archive" polyepo/repository.tar.gz &&
     { [ -z "${SECRETS_FILE:-}" ] || put "$SECRETS_FILE" polyepo/secrets.env; } &&
     on all "$command; touch ../installed" || return 1
   if [ -z "$dry_run" ]; then rm -r "$(dirname "$archive")"; fi
 }
 
+# Says `ready` where all workers are installed, `missing` where one is not, and nothing where one does not answer.
 installed() {
   local seen
-  seen=$(on all 'if [ -f polyepo/installed ]; then echo polyepo-ready; else echo polyepo-missing; fi') || return 1
-  grep -q '^polyepo-ready' <<<"$seen" && ! grep -q '^polyepo-missing' <<<"$seen"
+  seen=$(on all 'if [ -f polyepo/installed ]; then echo polyepo-ready; else echo polyepo-missing; fi') || return 0
+  if grep -q '^polyepo-missing' <<<"$seen"; then echo missing; elif grep -q '^polyepo-ready' <<<"$seen"; then echo ready; fi
 }
 
 # Fails if the workers could not be made ready although the TPU is there. A fresh one may not answer at once.
 ready() {
   local failures=0 now
-  until installed || install; do
+  while true; do
+    case $(installed) in
+      ready) return 0 ;;
+      missing) if install; then return 0; fi ;;
+    esac
     failures=$((failures + 1))
     now=$(state)
     if [ "$now" != ACTIVE ]; then return 0; fi # watching will notice
     if [ "$failures" -ge "$ssh_failures" ]; then
-      say "error: the installation failed $failures times, for what is said above; the TPU is left as it is"
+      say "error: the workers could not be made ready in $failures tries, for what is said above; the TPU is left as it is"
       return 1
     fi
     sleep "$poll_s"
@@ -318,20 +331,28 @@ for _ in \$(seq 100); do [ -f pid ] && exit 0; sleep 0.1; done; exit 1"
 look_command='cd polyepo 2>/dev/null || { echo polyepo-worker none; exit 0; }; '\
 'if ! flock -n lock true; then echo polyepo-worker running; elif [ -f exit_code ]; then '\
 'echo polyepo-worker $(cat exit_code); elif [ -f pid ]; then echo polyepo-worker lost; else echo polyepo-worker none; fi'
-look() { on all "$look_command" 2>/dev/null; }
+look() { on all "$look_command"; }
 
 # shellcheck disable=SC2016 # expanded by the worker
 stop_command='cd polyepo && if flock -n lock true; then echo nothing runs; else kill -s TERM $(cat pid); fi'
 
 # --- the run ---
 
+# Whether Google says that our TPU does not work.
+unhealthy() {
+  local seen
+  seen=$(gcloud compute tpus tpu-vm describe "$NAME" "${where[@]}" '--format=csv[no-heading](state,health)') || return 1
+  [[ ! $seen =~ ^READY,(HEALTHY|HEALTH_UNSPECIFIED)?$ ]]
+}
+
 # Waits for the end of the run on all workers. Sets `outcome` to the worst of their exit codes, where a worker that was
-# killed or lost counts as 75, or to `unreachable`.
+# killed or lost counts as 75, to `deleted`, or to `unreachable`.
 watch() {
-  local seen now failures=0 codes deadline="" code
+  local seen now failures=0 codes deadline="" code why
+  why=$(mktemp)
   outcome=unreachable
   while true; do
-    if seen=$(look) && grep -q '^polyepo-worker ' <<<"$seen"; then
+    if seen=$(look 2>"$why") && grep -q '^polyepo-worker ' <<<"$seen"; then
       failures=0
       codes=$(sed -n 's/^polyepo-worker //p' <<<"$seen")
       if ! grep -qx running <<<"$codes"; then
@@ -344,7 +365,7 @@ watch() {
             *) if [ "$outcome" != 2 ]; then outcome=1; fi ;;
           esac
         done
-        return 0
+        break
       fi
       if grep -qvxE 'running|0' <<<"$codes"; then
         if [ -z "$deadline" ]; then deadline=$((SECONDS + grace_s)); fi
@@ -358,10 +379,22 @@ watch() {
     else
       failures=$((failures + 1))
       now=$(state)
-      if [ "$now" != ACTIVE ] || [ "$failures" -ge "$ssh_failures" ]; then return 0; fi
+      case $now in
+        ACTIVE) ;;
+        # Not by preemption, after which it is still listed.
+        ABSENT | DELETING) outcome=deleted && break ;;
+        *) break ;;
+      esac
+      if [ "$failures" -ge "$ssh_failures" ]; then
+        if grep -q '^polyepo-worker ' <<<"$seen" || unhealthy; then break; fi
+        say "no worker answers, and Google calls $NAME healthy: is it this machine, its network or its ssh key? The run" \
+          "is left alone; \`delete\` ends it. ssh says: $(tail -n 1 "$why")"
+        failures=0
+      fi
     fi
     sleep "$poll_s"
   done
+  rm "$why"
 }
 
 run() {
@@ -394,6 +427,10 @@ run() {
         say "the run failed with exit code $outcome, which another try would not change: its log says why"
         return "$outcome"
         ;;
+      deleted)
+        say "somebody has deleted $NAME: it is not requested again; the same command goes on"
+        return 1
+        ;;
     esac
     if [ "$attempt" -ge "$max_restarts" ]; then
       say "MAX_RESTARTS=$max_restarts is used up; the same command goes on"
@@ -406,6 +443,7 @@ run() {
       delete
     else
       say "exit code 75: the same command again (restart $attempt of at most $max_restarts)"
+      sleep "$poll_s"
     fi
   done
 }
@@ -418,8 +456,9 @@ attended() {
     run "$@"
   ) &
   child=$!
+  # With what it is waiting for, which would go on by itself.
   # shellcheck disable=SC2064 # the child of now
-  trap "kill $child 2>/dev/null; say '$NAME is left as it is: it goes on, and costs money until you \`delete\` it'; exit 130" INT TERM HUP
+  trap "kill $child \$(pgrep -P $child) 2>/dev/null; say '$NAME is left as it is: it goes on, and costs money until you \`delete\` it'; exit 130" INT TERM HUP
   wait "$child" || code=$?
   trap - INT TERM HUP
   return "$code"

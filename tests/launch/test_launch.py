@@ -451,7 +451,7 @@ def alive(pid):
 
 # A cloud in a folder: `state` holds the resource's state (no file: absent), each worker's home is worker<i>. ssh runs
 # the command in it, as the worker's shell would; `script` has a line for each start of the run: exit codes of the two
-# workers, or `preempt`.
+# workers, or `preempt`. For each line of `no_ssh` and `no_delete` one such call fails, of ssh after so many workers.
 GCLOUD = r"""
 cd "$CLOUD"
 for word in "$@"; do
@@ -464,9 +464,13 @@ case "$3 $4" in
   "queued-resources create")
     if [ -s next_states ]; then head -n 1 next_states > state; else echo ACTIVE > state; fi
     if [ -f next_states ]; then tail -n +2 next_states > rest; mv rest next_states; fi ;;
-  "queued-resources delete") [ -f state ] || exit 1; rm state; rm -rf worker0 worker1 ;;
+  "queued-resources delete")
+    [ -f state ] || exit 1
+    if [ -s no_delete ]; then sed -i 1d no_delete; exit 1; fi
+    rm state; rm -rf worker0 worker1 ;;
   "queued-resources describe") echo "quota exceeded" ;;
   "tpu-vm list") ;;
+  "tpu-vm describe") cat health 2>/dev/null || echo READY,HEALTHY ;;
   "tpu-vm scp")
     [ "$(cat state)" = ACTIVE ] || exit 1
     case $5 in
@@ -475,8 +479,11 @@ case "$3 $4" in
     esac ;;
   "tpu-vm ssh")
     [ "$(cat state 2>/dev/null)" = ACTIVE ] || exit 1
+    answer=2
+    if [ -s no_ssh ]; then answer=$(head -n 1 no_ssh); sed -i 1d no_ssh; fi
     for i in 0 1; do
       if [ "$worker" != all ] && [ "$worker" != $i ]; then continue; fi
+      if [ $i -ge "$answer" ]; then echo "Permission denied (publickey)" >&2; exit 255; fi
       mkdir -p worker$i
       (cd worker$i && HOME=$PWD WORKER=$i bash -c "$command") || exit 1
     done ;;
@@ -493,6 +500,8 @@ echo "token ${HF_TOKEN:-none}" >> "$CLOUD/tokens"
 turn=$(sed -n "$(wc -l < "$CLOUD/runs.$WORKER")p" "$CLOUD/script")
 case $turn in
   preempt) echo SUSPENDED > "$CLOUD/state"; sleep 0.05; exit 75 ;;
+  unreachable) if [ "$WORKER" = 1 ]; then mv "$CLOUD/then_no_ssh" "$CLOUD/no_ssh"; fi
+               while [ ! -f "$CLOUD/go" ]; do sleep 0.02; done; exit 0 ;;
   wait) while [ ! -f "$CLOUD/go" ]; do sleep 0.02; done; exit 0 ;;
 esac
 set -- $turn
@@ -560,7 +569,9 @@ class Cloud:
 
 @pytest.fixture
 def cloud(tmp_path):
-    return Cloud(tmp_path)
+    cloud = Cloud(tmp_path)
+    yield cloud
+    (cloud.folder / "go").touch()  # whatever waits on its workers
 
 
 def test_a_run_on_a_tpu_from_creation_to_deletion(cloud):
@@ -617,12 +628,7 @@ def test_a_run_under_way_is_found_and_not_started_twice(cloud):
     assert "running" in cloud("status").stdout
     second = cloud.start("run", *ELSEWHERE)
     try:
-        assert second.stderr is not None
-        said = ""
-        while "under way" not in said:
-            line = second.stderr.readline()
-            assert line, said
-            said += line
+        waited_for(second, "under way")
     finally:
         (cloud.folder / "go").touch()
         second.communicate(timeout=30)
@@ -688,9 +694,84 @@ def test_an_installation_that_fails_does_not_cost_another_tpu(cloud):
     stand_in(cloud.bin, "make", "echo no such lock; exit 1")
     result = cloud("run", *ELSEWHERE, script=["0 0"])
     assert result.returncode == 1
-    assert "the installation failed 3 times" in result.stderr
+    assert "could not be made ready in 3 tries" in result.stderr
     assert cloud.did() == ["create"]
     assert cloud.runs() == []
+
+
+def waited_for(process, said):
+    """What a script has said on stderr once it has said `said`."""
+    text = ""
+    while said not in text:
+        line = process.stderr.readline()
+        assert line, text
+        text += line
+    return text
+
+
+def test_what_somebody_else_deletes_is_not_requested_again(cloud):
+    (cloud.folder / "script").write_text("wait\n")
+    process = cloud.start("run", *ELSEWHERE)
+    until(lambda: cloud.runs(0) and cloud.runs(1))
+    assert cloud("delete").returncode == 0
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "somebody has deleted polaris" in err
+    assert cloud.did() == ["create", "delete"]
+
+
+def test_a_healthy_tpu_that_this_machine_cannot_reach_is_left_alone(cloud):
+    (cloud.folder / "script").write_text("unreachable\n")
+    (cloud.folder / "then_no_ssh").write_text("0\n" * 9)
+    process = cloud.start("run", *ELSEWHERE)
+    said = waited_for(process, "The run is left alone")
+    assert "Permission denied (publickey)" in said
+    (cloud.folder / "go").touch()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert cloud.did() == ["create"]
+    assert len(cloud.runs()) == 1
+
+
+@pytest.mark.parametrize(("answers", "health"), [(0, "READY,UNHEALTHY_MAINTENANCE"), (0, "REPAIRING,"), (1, None)])
+def test_a_tpu_that_is_unhealthy_or_answers_in_part_is_replaced(cloud, answers, health):
+    if health is not None:
+        (cloud.folder / "health").write_text(f"{health}\n")
+    (cloud.folder / "then_no_ssh").write_text(f"{answers}\n" * 3)
+    result = cloud("run", *ELSEWHERE, script=["unreachable", "0 0"])
+    assert result.returncode == 0, result.stderr
+    assert cloud.did() == ["create", "delete", "create"]
+
+
+def test_a_deletion_that_is_refused_is_tried_again(cloud):
+    (cloud.folder / "no_delete").write_text("no\n" * 2)
+    result = cloud("run", *ELSEWHERE, script=["preempt", "0 0"])
+    assert result.returncode == 0, result.stderr
+    assert cloud.did() == ["create", "delete", "delete", "delete", "create"]
+    (cloud.folder / "no_delete").write_text("no\n" * 9)
+    result = cloud("delete")
+    assert result.returncode == 1
+    assert "may cost money" in result.stderr
+
+
+def test_nothing_is_installed_over_a_run_under_way(cloud):
+    (cloud.folder / "script").write_text("wait\n")
+    process = cloud.start("run", *ELSEWHERE)
+    try:
+        until(lambda: cloud.runs(0) and cloud.runs(1))
+        process.terminate()
+        process.communicate(timeout=30)
+        (cloud.folder / "no_ssh").write_text("0\n")  # so that the first question has no answer
+        process = cloud.start("run", *ELSEWHERE)
+        waited_for(process, "under way")
+        result = cloud("install")
+        assert result.returncode == 1
+        assert "a run is under way: stop it before you install" in result.stderr
+    finally:
+        (cloud.folder / "go").touch()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert len((cloud.folder / "pip.0").read_text().splitlines()) == 1
 
 
 # --- GKE ---
