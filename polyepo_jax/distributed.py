@@ -17,7 +17,7 @@ import numpy as np
 from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
-from polyepo_jax.errors import InputError
+from polyepo_jax.errors import RUN_AGAIN, InputError, TransientError
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -103,6 +103,8 @@ def initialize(given: Mapping[str, str | None], timeout_s: int, heartbeat_timeou
 
     Raises:
       InputError: the arguments are not what they should be, or the runtime does not start, on a port in use for one.
+      TransientError: it does not start where all is detected, so that no user can have said something wrong: names of
+        hosts are not known yet, or a metadata server does not answer.
     """
     place = placement(given, os.environ)
     alone = "1" in (given.get("--num-processes"), os.environ.get(NUM_PROCESSES))
@@ -116,10 +118,13 @@ def initialize(given: Mapping[str, str | None], timeout_s: int, heartbeat_timeou
         jax.distributed.initialize(
             **explicit, initialization_timeout=timeout_s, heartbeat_timeout_seconds=heartbeat_timeout_s
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
+        why = f"jax.distributed did not start ({(str(error).strip() or type(error).__name__).splitlines()[0]:.300})"
+        if place is None and not isinstance(error, ValueError):
+            raise TransientError(f"{why}; exit {RUN_AGAIN}: the same command tries again") from error
         who = "the other processes" if place is None else f"process {place.process_id} of {place.num_processes}"
         raise InputError(
-            f"{who}: jax.distributed did not start ({str(error).strip().splitlines()[0]:.300}): all processes must be "
+            f"{who}: {why}: all processes must be "
             "started, with the same coordinator address and number of processes and ids of their own; "
             f"{NUM_PROCESSES}=1 runs a process by itself"
         ) from error

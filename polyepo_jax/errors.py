@@ -10,6 +10,8 @@ RUN_AGAIN = 75
 class InputError(Exception):
     """Bad input of the user's. One line: what was expected, what came, what to do. Nothing was written."""
 
+    status = 2
+
 
 class GradeFailure(Exception):
     """A grade that *we* could not make: it invalidates what it was for, and never ends the run by itself.
@@ -28,6 +30,14 @@ class GradeFailure(Exception):
 class RunError(Exception):
     """A run that cannot go on, in one line that says why and what to do."""
 
+    status = 1
+
+
+class TransientError(RunError):
+    """A run that could not start for what may be over when the same command is given again."""
+
+    status = RUN_AGAIN
+
 
 def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> None:
     """Runs a command's `main` on the command line and exits with the status its outcome calls for.
@@ -40,7 +50,7 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str] 
         main(sys.argv[1:] if arguments is None else arguments)
     except (InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        _end(error, 2 if isinstance(error, InputError) else 1)
+        _end(error, error.status)
     except KeyboardInterrupt as error:
         print("interrupted before there was anything to save; the same command starts again", file=sys.stderr)
         _end(error, 130)

@@ -10,7 +10,7 @@ import pytest
 
 from polyepo_jax import distributed
 from polyepo_jax.distributed import Placement, placement
-from polyepo_jax.errors import InputError
+from polyepo_jax.errors import InputError, TransientError
 from polyepo_jax.sharding import MeshConfig, local_rows, make_mesh, own_rows, row_owners, row_sharding, shard_rows
 from tests import pod_worker
 from tests.pod import Pod
@@ -48,6 +48,27 @@ def test_a_process_may_be_alone(environment):
 def test_places_that_make_no_sense_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         placement(dict(zip(FLAGS, values, strict=True)), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "given", "raised", "status"),
+    [
+        (RuntimeError("no coordinator host-0:8476"), {}, TransientError, 75),
+        (ConnectionError("metadata.google.internal"), {}, TransientError, 75),
+        (ValueError("no such cluster"), {}, InputError, 2),
+        (RuntimeError("address in use"), dict(zip(FLAGS, ("host:1", "2", "0"), strict=True)), InputError, 2),
+    ],
+)
+def test_only_what_was_detected_may_be_better_at_the_next_try(monkeypatch, error, given, raised, status):
+    def initialize(**arguments):
+        raise error
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "host-[0-1]")
+    with pytest.raises(raised, match=str(error)) as caught:
+        distributed.initialize(given, 60, 300)
+    assert caught.value.status == status
 
 
 def test_alone_all_agree(tmp_path):

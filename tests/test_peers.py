@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from polyepo_jax import errors, peers
-from polyepo_jax.errors import RUN_AGAIN, InputError, RunError
+from polyepo_jax.errors import RUN_AGAIN, InputError, RunError, TransientError
 from polyepo_jax.peers import Peers, Signs
 
 TIMEOUT_S = 6
@@ -301,7 +301,8 @@ def test_a_process_by_itself_has_no_peers(monkeypatch):
 def test_commands_part_from_their_peers_on_every_error(monkeypatch, capsys):
     parted = []
     monkeypatch.setattr(errors, "_part", lambda error, status: parted.append((str(error), status)))
-    for error, status in ((InputError("a"), 2), (RunError("b"), 1), (KeyError("c"), 1), (KeyboardInterrupt("d"), 130)):
+    all_errors = InputError("a"), RunError("b"), TransientError("c"), KeyError("d"), KeyboardInterrupt("e")
+    for error, status in zip(all_errors, (2, 1, 75, 1, 130), strict=True):
 
         def main(arguments, error=error):
             raise error
@@ -309,5 +310,5 @@ def test_commands_part_from_their_peers_on_every_error(monkeypatch, capsys):
         with pytest.raises(SystemExit) as exited:
             errors.run_command(main, [])
         assert exited.value.code == status
-    assert [status for _, status in parted] == [2, 1, 1, 130]
+    assert [status for _, status in parted] == [2, 1, 75, 1, 130]
     assert "error: a" in capsys.readouterr().err
