@@ -6,6 +6,7 @@ moves and deletes.
 
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -21,11 +22,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from polyepo_jax import distributed
+from polyepo_jax.errors import RunError
 from polyepo_jax.remote import files_below
 from polyepo_jax.update import TrainState
 
 _ITEMS = ("params", "rest", "meta")
 _IDENTITY = ("fingerprint", "config_hash")  # keys of the meta that the manifest repeats
+_DELETED = ".deleted"
 _TIMEOUT_S = 1200  # of a save, from its start to the last process's last file
 # Numbers the saves of this process, and so of all: they come in the same order everywhere.
 _attempts = itertools.count()
@@ -35,22 +38,51 @@ class CheckpointError(Exception):
     """No checkpoint can be restored; one line that says why."""
 
 
+class RestoreError(RunError):
+    """Checkpoints cannot be read for what is no damage of theirs: memory, or access. Raised in all processes."""
+
+    def __init__(self, what: str):
+        super().__init__(f"{what}; nothing was moved or deleted: once that is mended, the same command goes on")
+
+
 class SaveError(Exception):
-    """A checkpoint could not be written; raised in all processes. The older ones are as they were.
+    """A checkpoint could not be written. The older ones are as they were.
 
     Attributes:
       step: of the checkpoint.
+      alone: raised in this process only. The others may wait for it in a collective: it ends, and asks them nothing.
     """
 
-    def __init__(self, step: int, reason: str):
+    def __init__(self, step: int, reason: str, alone: bool = False):
         super().__init__(f"checkpoint {step} could not be written: {reason}")
-        self.step = step
+        self.step, self.alone = step, alone
 
 
 def any_checkpoint(directory: Path | epath.Path | str) -> bool:
-    """Whether a run directory has something like a checkpoint; the same in all processes."""
-    found = distributed.is_primary() and bool(_numbered(epath.Path(directory) / "checkpoints"))
-    return distributed.gather(found)[0]
+    """Whether a run directory has something like a checkpoint; the same in all processes.
+
+    Raises:
+      RestoreError: it cannot be read.
+    """
+    return _of_primary(lambda: bool(_numbered(epath.Path(directory) / "checkpoints")))
+
+
+def _of_primary(read: Callable[[], Any]) -> Any:
+    """What process 0 reads, in all processes.
+
+    Raises:
+      RestoreError: in all, where it cannot.
+    """
+    value, reason = None, None
+    if distributed.is_primary():
+        try:
+            value = read()
+        except Exception as error:  # object storage has errors of its own
+            reason = _why(error)
+    value, reason = distributed.gather([value, reason])[0]
+    if reason is not None:
+        raise RestoreError(f"the checkpoints cannot be read: {reason}")
+    return value
 
 
 def _children(directory: epath.Path) -> list[epath.Path]:
@@ -103,6 +135,16 @@ def _checksum(path: epath.Path) -> list[int]:
     return [size, crc]
 
 
+def write_durably(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, whatever happens to the machine."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def _why(error: BaseException) -> str:
     """An exception in one line."""
     if isinstance(error, OSError) and error.strerror:
@@ -117,6 +159,25 @@ def _first(reasons: Sequence[str | None]) -> str | None:
     if not found:
         return None
     return found[0][1] if len(reasons) == 1 else f"process {found[0][0]}: {found[0][1]}"
+
+
+class _DamagedError(ValueError):
+    """A checkpoint is not what its manifest says."""
+
+
+def _is_damage_of_files(error: Exception) -> bool:
+    """Any other error, of access for one, says nothing of what is in the files."""
+    return isinstance(error, _DamagedError | FileNotFoundError)
+
+
+def _is_damage_of_known(error: Exception) -> bool:
+    """Of a checkpoint whose files are what its manifest says."""
+    return isinstance(error, _DamagedError)
+
+
+def _is_damage_of_unknown(error: Exception) -> bool:
+    """Of a checkpoint without a manifest."""
+    return not isinstance(error, jax.errors.JaxRuntimeError)  # out of memory, for one
 
 
 class _Save:
@@ -230,19 +291,19 @@ class Checkpoints:
     def _clean(self) -> None:
         """Deletes what a process left unfinished when it died or failed, in writing or in deleting."""
         for path in _children(self._path):
-            # In object storage an unfinished one has its final name.
-            unfinished = _is_url(path) and not ocp.utils.is_checkpoint_finalized(path)
-            if path.is_dir() and (unfinished or not path.name.isdecimal()):
+            unfinished = ".orbax-checkpoint-tmp" in path.name or path.name.endswith(_DELETED)
+            if path.name.isdecimal() and _is_url(path):  # where an unfinished one has its final name
+                unfinished = not ocp.utils.is_checkpoint_finalized(path)
+            if unfinished and path.is_dir():
                 path.rmtree(missing_ok=True)
 
     def _present(self) -> list[int]:
         """Steps with a directory, as process 0 sees them: the same in all processes."""
-        return distributed.gather(_numbered(self._path) if distributed.is_primary() else [])[0]
+        return _of_primary(lambda: _numbered(self._path))
 
     def _is_complete(self, step: int) -> bool:
         path = self._path / str(step)
-        own = distributed.is_primary() and (path / "params").is_dir() and ocp.utils.is_checkpoint_finalized(path)
-        return distributed.gather(own)[0]
+        return _of_primary(lambda: (path / "params").is_dir() and ocp.utils.is_checkpoint_finalized(path))
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, oldest first; a bare directory named like a step is none."""
@@ -262,7 +323,8 @@ class Checkpoints:
 
         Raises:
           RuntimeError: that step has a checkpoint already.
-          SaveError: the previous checkpoint could not be written, or nothing can be written now.
+          SaveError: the previous checkpoint could not be written, or nothing can be written now; in all processes
+            unless it says otherwise.
         """
         self.wait()
         step = int(state.step)
@@ -283,8 +345,8 @@ class Checkpoints:
         except Exception as error:
             if not isinstance(error, _FailedElsewhere):
                 save.fail(error)
-            if jax.process_count() > 1:  # the others may wait in a collective: this process is to end
-                raise
+            if jax.process_count() > 1:
+                raise SaveError(step, _why(error), alone=True) from error
             self._sealing = concurrent.futures.Future()
             self._sealing.set_exception(error)
         else:
@@ -302,7 +364,7 @@ class Checkpoints:
                 probe = self._path / "probe"
                 probe.write_text("can be written")
                 probe.unlink()
-            except OSError as error:
+            except Exception as error:  # object storage has errors of its own
                 reason = _why(error)
         reason = _first(distributed.gather(reason))
         if reason is not None:
@@ -338,9 +400,7 @@ class Checkpoints:
         if _is_url(self._manifests):  # where it is there whole or not at all
             self._manifest(save.step).write_text(text)
             return
-        temporary = self._manifests / f"{save.step}.tmp"
-        temporary.write_text(text)
-        temporary.replace(self._manifest(save.step))
+        write_durably(Path(self._manifest(save.step)), text)
 
     def _delete_old(self) -> None:
         if not distributed.is_primary() or self._max_to_keep is None:
@@ -350,10 +410,10 @@ class Checkpoints:
             try:
                 if not _is_url(path):
                     # In one move: a half deleted one would look like a damaged one.
-                    path = path.rename(self._path / f"{step}.deleted")
+                    path = path.rename(self._path / f"{step}{_DELETED}")
                 path.rmtree()
                 self._manifest(step).unlink(missing_ok=True)
-            except OSError as error:  # the new checkpoint is whole, and the next one tries again
+            except Exception as error:  # the new checkpoint is whole, and the next one tries again
                 print(f"checkpoint {step} is not needed and could not be deleted: {_why(error)}", file=sys.stderr)
 
     def _read_manifest(self, step: int) -> dict[str, Any]:
@@ -361,22 +421,25 @@ class Checkpoints:
         path = self._manifest(step)
         if not path.exists():
             return {}
-        manifest = json.loads(path.read_text())
+        try:
+            manifest = json.loads(path.read_text())
+        except ValueError as error:
+            raise _DamagedError(f"its manifest is no JSON: {error}") from error
         return manifest if "files" in manifest else {"files": manifest}  # as they were before they said more
 
     def _check_files(self, step: int, manifest: Mapping[str, Any]) -> None:
-        """Raises ValueError, naming a file, if this process's share of a checkpoint differs from its manifest."""
+        """Raises _DamagedError, naming a file, if this process's share of a checkpoint differs from its manifest."""
         files = files_below(self._path / str(step))
         for name, (size, crc) in manifest.get("files", {}).items():
             if not _is_own(name):
                 continue
             if name not in files:
-                raise ValueError(f"file {name} is missing")
+                raise _DamagedError(f"file {name} is missing")
             actual = _checksum(files[name])
             if actual[0] != size:
-                raise ValueError(f"file {name} has {actual[0]} bytes instead of {size}")
+                raise _DamagedError(f"file {name} has {actual[0]} bytes instead of {size}")
             if actual[1] != crc:
-                raise ValueError(f"the checksum of file {name} differs")
+                raise _DamagedError(f"the checksum of file {name} differs")
 
     def _check_arrays(self, step: int, manifest: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
         """Raises CheckpointError, naming an array, if a checkpoint holds other arrays than expected."""
@@ -409,6 +472,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: there were checkpoints, but none can be read, or they are of another model.
+          RestoreError: one is intact by its manifest, and cannot be restored all the same.
         """
 
         def restore(step: int, manifest: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
@@ -420,17 +484,25 @@ class Checkpoints:
             )
             new = dataclasses.replace(state, params=restored["params"], **restored["rest"])
             if int(new.step) != step:
-                raise ValueError(f"it holds step {int(new.step)}")
+                raise _DamagedError(f"it holds step {int(new.step)}")
             meta = restored["meta"]
             if "data" not in meta:  # as it was saved before there were several processes
                 meta["data"] = json.loads((self._path / str(step) / "data" / "process_0-of-1.json").read_text())
             for name in _IDENTITY:
                 if name in manifest and manifest[name] != meta.get(name):
-                    raise ValueError(f"its manifest is of another run: {name} {manifest[name]}, not {meta.get(name)}")
+                    raise _DamagedError(
+                        f"its manifest is of another run: {name} {manifest[name]}, not {meta.get(name)}"
+                    )
             return new, meta
 
         complete = self.steps()
-        for step in sorted(set(self._present()) - set(complete)):
+        incomplete = sorted(set(self._present()) - set(complete))
+        if not complete and _of_primary(lambda: any(self._manifest(step).exists() for step in incomplete)):
+            raise CheckpointError(
+                f"the checkpoints {incomplete} in {self._path} were whole and have lost some of their files: bring one "
+                "back from a copy, or start again in another run directory"
+            )
+        for step in incomplete:
             self._put_aside(step)
             warn(f"checkpoint {step} is incomplete; moved to {self._aside}")
         if not complete:
@@ -441,7 +513,7 @@ class Checkpoints:
         for bad, reason in unreadable.items():
             self._put_aside(bad)
             warn(f"checkpoint {bad} cannot be read ({reason}); moved to {self._aside}; going on from checkpoint {step}")
-        if distributed.gather(not self._manifest(step).exists())[0]:  # its processes died before they could
+        if _of_primary(lambda: not self._manifest(step).exists()):  # its processes died before they could
             self._write_manifest(_Save(step), _contents(*found))
         return found
 
@@ -459,6 +531,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: there is none, or none that can be read.
+          RestoreError: as of `restore_latest`.
         """
 
         def restore(step: int, manifest: Mapping[str, Any]) -> Any:
@@ -481,31 +554,54 @@ class Checkpoints:
         """What `restore` yields for the newest step it can read, that step, and why newer ones could not be read."""
         unreadable: dict[int, str] = {}
         for step in reversed(steps):
-            found, manifest, reason = None, {}, None
-            for stage in ("files", "arrays"):
-                try:
-                    if stage == "files":
-                        manifest = self._read_manifest(step)
-                        self._check_files(step, manifest)
-                    else:
-                        self._check_arrays(step, manifest, expected)
-                        found = restore(step, manifest)
-                except CheckpointError:
-                    raise
-                except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
-                    reason = _why(error)
-                # After each stage, so that no process begins to restore what another has found damaged.
-                reason = _first(distributed.gather(reason))
-                if reason is not None:
-                    break
-            if reason is None:
+            read = functools.partial(self._checked_manifest, step)
+            manifest, damage = self._read_by_all(step, read, _is_damage_of_files)
+            if damage is None:
+                read = functools.partial(self._checked_arrays, restore, expected, step, manifest)
+                found, damage = self._read_by_all(
+                    step, read, _is_damage_of_known if manifest else _is_damage_of_unknown
+                )
+            if damage is None:
                 return found, step, unreadable
-            unreadable[step] = reason
+            unreadable[step] = damage
         reasons = "; ".join(f"step {step}: {reason}" for step, reason in unreadable.items())
         raise CheckpointError(
             f"none of the checkpoints {sorted(unreadable)} in {self._path} can be read ({reasons}): bring one back "
             "from a copy, or start again in another run directory"
         )
+
+    def _checked_manifest(self, step: int) -> dict[str, Any]:
+        manifest = self._read_manifest(step)
+        self._check_files(step, manifest)
+        return manifest
+
+    def _checked_arrays(
+        self, restore: Callable[[int, Mapping[str, Any]], Any], expected: Mapping[str, Any], step: int, manifest: Any
+    ) -> Any:
+        self._check_arrays(step, manifest, expected)
+        return restore(step, manifest)
+
+    def _read_by_all(
+        self, step: int, read: Callable[[], Any], is_damage: Callable[[Exception], bool]
+    ) -> tuple[Any, str | None]:
+        """What `read` returns, and how the checkpoint is damaged as some process found it; the latter is the same in
+        all, so that none goes on to what another does not.
+
+        Raises:
+          RestoreError: in all, for an error of one that is no damage.
+        """
+        found, reason, damaged = None, None, False
+        try:
+            found = read()
+        except CheckpointError:
+            raise
+        except Exception as error:  # orbax and tensorstore raise many kinds for damaged files
+            reason, damaged = _why(error), is_damage(error)
+        reasons = distributed.gather([reason, damaged])
+        other = _first([None if damaged else reason for reason, damaged in reasons])
+        if other is not None:
+            raise RestoreError(f"checkpoint {step} in {self._path} could not be restored, and is not damaged: {other}")
+        return found, _first([reason for reason, _ in reasons])
 
     def _put_aside(self, step: int) -> None:
         if distributed.is_primary():
@@ -522,7 +618,7 @@ class Checkpoints:
         """Returns when everything started has been written, its manifest too.
 
         Raises:
-          SaveError: it could not be, in some process.
+          SaveError: it could not be, in some process; raised in all.
         """
         sealing, self._sealing = self._sealing, None
         if sealing is None:

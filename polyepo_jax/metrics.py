@@ -1,11 +1,12 @@
 """Numbers of a step, and where they are written."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,7 +127,9 @@ class JsonLines:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        # Each line was flushed: what is left is one that could not be written, of which its writer has been told.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -182,6 +185,24 @@ class WeightsAndBiases:
         self._run.finish()
 
 
+class _Console(rich.console.Console):
+    """On stderr, which may go away, with a terminal for one: the run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # What others write there fails no more, and neither does Python's own flush at the end.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+
+    @contextlib.contextmanager
+    def unheard(self) -> Iterator[None]:
+        """For each use: a terminal that is gone says so in another way than a pipe."""
+        try:
+            yield
+        except OSError:
+            self.on_broken_pipe()
+
+
 class Progress:
     """One live line in a terminal; elsewhere a plain line now and then.
 
@@ -192,7 +213,7 @@ class Progress:
     """
 
     def __init__(self, first_step: int, max_steps: int, shown: Mapping[str, tuple[str, str]], quiet: bool = False):
-        self._console = rich.console.Console(stderr=True, quiet=quiet)
+        self._console = _Console(stderr=True, quiet=quiet)
         self._shown = shown
         self._first, self._last = first_step, max_steps
         self._progress = rich.progress.Progress(
@@ -209,14 +230,17 @@ class Progress:
 
     def write(self, step: int, metrics: Metrics) -> None:
         values = "  ".join(f"{label} {metrics[name]:{spec}}" for name, (label, spec) in self._shown.items())
-        self._progress.update(self._task, completed=step, values=values)
+        with self._console.unheard():
+            self._progress.update(self._task, completed=step, values=values)
         every = max((self._last - self._first) // 20, 1)
         if not self._console.is_terminal and (step % every == 0 or step == self._last):
             self.say(f"step {step}/{self._last}  {values}")
 
     def say(self, line: str) -> None:
         """A line that stays, above the live one."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with self._console.unheard():
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        self._progress.stop()
+        with self._console.unheard():
+            self._progress.stop()

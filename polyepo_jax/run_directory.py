@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polyepo_jax import distributed, remote
+from polyepo_jax.checkpoint import write_durably
 from polyepo_jax.config import RunConfig
 from polyepo_jax.config_files import from_json, to_json
 from polyepo_jax.errors import InputError
@@ -182,10 +183,8 @@ def hold(directory: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
+    """Writes a JSON file, as `write_durably` does."""
+    write_durably(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def default_directory(config_path: Path) -> Path:

@@ -510,15 +510,26 @@ class Session:
         try:
             yield
         except SaveError as error:
+            if error.alone:
+                raise RunError(
+                    f"{error}; the older ones are as they were, in {self._where}: make room or restore "
+                    f"access, then go on with: {self._resume_command}"
+                ) from error
             if needed or self._config.on_save_failure == "stop":
                 raise self._unsaved(error) from error
+            self.say(f"{error}; going on without it, as on_save_failure says; {self._kept()}")
+
+    def _kept(self) -> str:
+        """Which checkpoints there are, as far as that can be read where one could not be written."""
+        kept: list[int] | None = None
+        with contextlib.suppress(Exception):
             kept = self._checkpoints.steps()
-            self.say(f"{error}; going on without it, as on_save_failure says; there are those of steps {kept}")
+        return "the older ones are as they were" if kept is None else f"there are those of steps {kept}"
 
     def _unsaved(self, error: SaveError) -> RunError:
         return RunError(
-            f"{error}; the checkpoints of steps {self._checkpoints.steps()} in {self._where} are as they were: make "
-            f"room or restore access, then go on with: {self._resume_command}"
+            f"{error}; {self._kept()}, in {self._where}: make room or restore access, then go on with: "
+            f"{self._resume_command}"
         )
 
     def _finish_saving(self) -> None:

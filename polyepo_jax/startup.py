@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from polyepo_jax import data, model_directory, remote, run_directory
+from polyepo_jax import data, distributed, model_directory, remote, run_directory
 from polyepo_jax.checkpoint import CheckpointError, Checkpoints
 from polyepo_jax.config import Config, RunConfig, SFTConfig
 from polyepo_jax.errors import InputError
@@ -202,7 +202,8 @@ def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None
     checkpoints = Checkpoints(remote.home(directory), read_only=True)
     try:
         shardings = param_shardings(mesh, logical_axes(config.model))
-        return checkpoints.restore_params(abstract, shardings, warn_on_stderr, step)
+        warn = warn_on_stderr if distributed.is_primary() else lambda line: None
+        return checkpoints.restore_params(abstract, shardings, warn, step)
     except CheckpointError as error:
         raise InputError(str(error)) from error
     finally:

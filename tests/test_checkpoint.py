@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import zlib
 
 import chex
@@ -10,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from polyepo_jax.checkpoint import CheckpointError, Checkpoints, SaveError
+from polyepo_jax.checkpoint import CheckpointError, Checkpoints, RestoreError, SaveError, any_checkpoint
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.sharding import MeshConfig, make_mesh
@@ -235,3 +236,58 @@ def test_an_unfinished_one_in_object_storage_is_removed_and_takes_nobodys_place(
         checkpoints.save(state_at(4), META)
         assert checkpoints.steps() == [2, 4]
     assert not unfinished.exists()
+
+
+def test_what_cannot_be_restored_without_being_damaged_is_not_moved(tmp_path, monkeypatch):
+    """Fewer devices have less memory, and network file systems have bad moments."""
+    written(tmp_path, 1, 2)
+    for place, error in (
+        ("_restored", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")),
+        ("_check_files", OSError(116, "Stale file handle")),
+    ):
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, place, fail)
+            with pytest.raises(
+                RestoreError, match=r"checkpoint 2 .* not damaged: .*(RESOURCE_EXH|Stale).*same command"
+            ):
+                restored(tmp_path)
+    state, _ = restored(tmp_path)
+    assert int(state.step) == 2
+
+
+def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("polyepo_jax.checkpoint._children", fail)
+    with pytest.raises(RestoreError, match="cannot be read: Input/output error"):
+        any_checkpoint(tmp_path)
+
+
+def test_what_a_user_keeps_beside_the_checkpoints_stays(tmp_path):
+    written(tmp_path, 1)
+    (tmp_path / "checkpoints" / "1.best").mkdir()
+    (tmp_path / "checkpoints" / "1.best" / "part").touch()
+    written(tmp_path, 2)
+    assert (tmp_path / "checkpoints" / "1.best" / "part").exists()
+
+
+def test_the_only_one_that_has_lost_its_parameters_is_no_start_from_scratch(tmp_path):
+    written(tmp_path, 1)
+    shutil.rmtree(tmp_path / "checkpoints" / "1" / "params")
+    with pytest.raises(CheckpointError, match=r"the checkpoints \[1\] .* were whole and have lost"):
+        restored(tmp_path)
+    assert (tmp_path / "checkpoints" / "1").is_dir()
+
+
+def test_a_manifest_that_was_cut_off_is_damage(tmp_path):
+    written(tmp_path, 1, 2)
+    (tmp_path / "manifests" / "2.json").write_text("")
+    warnings = []
+    state, _ = restored(tmp_path, warnings.append)
+    assert int(state.step) == 1
+    assert "its manifest is no JSON" in warnings[0]
