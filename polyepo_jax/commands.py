@@ -1,12 +1,12 @@
 """The command line of the training commands."""
 
-import json
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from polyepo_jax import distributed, peers, remote
+from polyepo_jax import distributed, peers, remote, signals
 from polyepo_jax.config_files import AnyConfig, docstring_of, load, override, to_json
 from polyepo_jax.errors import InputError
 from polyepo_jax.run_directory import default_directory
@@ -83,26 +83,24 @@ def start(
     if config_path is None:
         raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
     peers.start(places)
+    resume_command = shlex.join([sys.executable, "-m", module, *again])
+    if peers.are_watched():
+        signals.listen(lambda number: _end_early(number, stopped_exit_code, resume_command))
     with distributed.agreed():
         config = load(Path(config_path), config_class)
         config = override(config, rest, f"python -m {module} --config {config_path}")
-    _check_same(config)
+    distributed.check_same(config=to_json(config))
     with distributed.agreed():
         directory = default_directory(Path(config_path)) if run_dir is None else remote.working_copy(Path(run_dir))
-    complete = run(config, directory, shlex.join([sys.executable, "-m", module, *again]), profile)
+    complete = run(config, directory, resume_command, profile)
     if not complete and stopped_exit_code:
         sys.exit(stopped_exit_code)
 
 
-def _check_same(config: AnyConfig) -> None:
-    """Raises InputError unless all processes were given the same config."""
-    texts = [json.dumps(value, sort_keys=True) for value in distributed.gather(to_json(config))]
-    different = [process for process, text in enumerate(texts) if text != texts[0]]
-    if different:
-        raise InputError(
-            f"processes {', '.join(map(str, different))} were given another config than process 0: start all of them "
-            "with the same files and arguments"
-        )
+def _end_early(number: int, status: int, resume_command: str) -> None:
+    """Where a process is told to stop before the run has come to its steps, which then hear of it (session.py)."""
+    name = signal.Signals(number).name
+    peers.end(status, f"{name} before the first step, so that nothing is lost; go on with: {resume_command}")
 
 
 def _status(text: str | None) -> int:

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from polyepo_jax.errors import RUN_AGAIN, InputError, TransientError
 
+DAY_MS = 24 * 3600 * 1000
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
@@ -143,6 +144,7 @@ def gather(value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
+    _meet()
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(text.size))
     # Powers of two: each new length would be compiled anew.
@@ -150,6 +152,18 @@ def gather(value: Any) -> list[Any]:
     padded[: text.size] = text
     texts = multihost_utils.process_allgather(padded)
     return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+
+
+_have_met = False
+
+
+def _meet() -> None:
+    """Waits, once, for all processes: Gloo gives them half a minute to come to their first collective, and imports and
+    configs can take longer."""
+    global _have_met
+    if not _have_met and (store := key_values()) is not None:
+        store.barrier("polyepo/met", DAY_MS)
+    _have_met = True
 
 
 def gather_rows(rows: Sequence[int], values: Sequence[Any]) -> list[Any]:
@@ -185,6 +199,25 @@ def agreed() -> Iterator[None]:
     for process, refusal in enumerate(refusals):
         if refusal is not None:
             raise InputError(f"process {process}: {refusal}")
+
+
+def check_same(**values: Any) -> None:
+    """Refuses, in all processes, what is not the same in all of them; all call this at the same point.
+
+    Args:
+      values: what JSON can hold, by what a user calls it (`_` for spaces).
+
+    Raises:
+      InputError: names the processes that have something else than process 0.
+    """
+    everywhere = gather(values)
+    for name, expected in everywhere[0].items():
+        different = [process for process, own in enumerate(everywhere) if own[name] != expected]
+        if different:
+            raise InputError(
+                f"processes {', '.join(map(str, different))} have other {name.replace('_', ' ')} than process 0: start "
+                "all of them with the same arguments, code, files and data"
+            )
 
 
 def to_host(tree: Any) -> Any:
@@ -249,4 +282,14 @@ class KeyValues:
 def key_values() -> KeyValues | None:
     """Those of this run; None for a process by itself."""
     client = global_state.client
-    return None if client is None or jax.process_count() == 1 else KeyValues(client)
+    return None if client is None or num_processes() == 1 else KeyValues(client)
+
+
+def num_processes() -> int:
+    """How many joined the run; unlike jax.process_count() this starts no backend."""
+    return global_state.num_processes or 1
+
+
+def process_id() -> int:
+    """Which of them this is; 0 keeps the key-value store."""
+    return global_state.process_id or 0

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import rich.console
 import rich.table
 
-from polyepo_jax import distributed, model_directory, peers, remote, run_directory
+from polyepo_jax import data, distributed, model_directory, peers, remote, run_directory
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.commands import PROCESS_FLAGS, take
 from polyepo_jax.config import RunConfig
-from polyepo_jax.config_files import load
+from polyepo_jax.config_files import load, to_json
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import sample
 from polyepo_jax.sampling import GenerationSpec
@@ -125,6 +125,11 @@ def main(arguments: Sequence[str]) -> None:
     peers.start(places)
     with distributed.agreed():
         job = _job(options)
+    distributed.check_same(
+        arguments=[str(getattr(options, field.name)) for field in dataclasses.fields(options)],
+        config=to_json(job.config),
+        problems=[data.fingerprint(chosen, 0, 0) for _, chosen in job.problems],
+    )
     config, directory, mesh = job.config, job.directory, job.mesh
     step: int | None = None
     if options.model is None:

@@ -32,7 +32,6 @@ _INTERVAL_S = 1.0
 # Once a collective has failed, silence between so many looks tells who made it fail.
 _SUSPICIOUS = 5
 _TELL_S = 5.0
-_DAY_MS = 24 * 3600 * 1000
 
 
 class Store(Protocol):
@@ -113,7 +112,7 @@ class Peers:
         """Waits until all processes are done, and then watches no more: threads that are in C++ code when the
         interpreter ends abort the process."""
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._store.barrier("polyepo/finished", _DAY_MS)  # who is lost meanwhile is found as ever
+            self._store.barrier("polyepo/finished", distributed.DAY_MS)  # who is lost meanwhile is found as ever
         self._closed.set()
         for thread in self._threads:
             thread.join()
@@ -258,8 +257,9 @@ def start(given: Mapping[str, str | None]) -> None:
     store = distributed.key_values()
     if store is None:
         return
-    _peers = Peers(store, jax.process_index(), jax.process_count(), timeout_s, _leave)
-    if jax.process_index():
+    # From here on: the backend has not started yet, and waits for minutes where a process is lost.
+    _peers = Peers(store, distributed.process_id(), distributed.num_processes(), timeout_s, _leave)
+    if distributed.process_id():
         _on_abort(_aborted)
         atexit.register(_on_abort, None)  # Python cannot be called while it ends
     errors.part_with(_peers.part)
@@ -314,7 +314,8 @@ def _leave(status: int, line: str) -> None:
 def _aborted() -> None:
     """Where process 0 is gone, the runtime aborts: an end with RUN_AGAIN too. Other aborts stay what they are."""
     if not _answers(global_state.coordinator_address or ""):
-        _leave(RUN_AGAIN, f"process {jax.process_index()}: lost process 0 of {jax.process_count()} (it is gone)")
+        here, count = distributed.process_id(), distributed.num_processes()
+        _leave(RUN_AGAIN, f"process {here}: lost process 0 of {count} (it is gone)")
 
 
 def _answers(address: str) -> bool:
@@ -325,6 +326,17 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def are_watched() -> bool:
+    """Whether there are other processes."""
+    return _peers is not None
+
+
+def end(status: int, reason: str) -> None:
+    """Ends all processes, this one first, with a status and a reason for the user."""
+    assert _peers is not None
+    _peers.end(status, reason)
 
 
 def request_stop() -> None:

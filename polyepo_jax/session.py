@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from polyepo_jax import data, distributed, model_directory, peers, remote, run_directory
+from polyepo_jax import data, distributed, model_directory, peers, remote, run_directory, signals
 from polyepo_jax.checkpoint import CheckpointError, Checkpoints, SaveError, any_checkpoint
 from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config_files import to_json
@@ -95,6 +95,11 @@ class Session:
         self._resume_command, self._shown, self._profile = resume_command, shown, profile
         with distributed.agreed():
             self._check(config, directory)
+        distributed.check_same(
+            training_problems=self._fingerprint,
+            validation_problems=data.fingerprint(self._validation, 0, 0),
+            rubric_of_the_judge=self._rubric,
+        )
         self._shardings = state_shardings(spec, self.mesh)
         # A run that has checkpoints goes on from them, also when what it started from is gone by now.
         self._initial: tuple[Any, int | None] | None = None
@@ -267,18 +272,14 @@ class Session:
         return int(self.state.step)
 
     def _catch_signals(self, stack: contextlib.ExitStack) -> None:
-        def request_stop(number: int, frame: Any) -> None:
-            if self._stop_signal is not None:
-                os._exit(128 + number)  # the second time means now
+        def request_stop(number: int) -> None:
             self._stop_signal = number
             peers.request_stop()
-            # Not through the console: this may interrupt it in the middle of a write.
             line = f"{signal.Signals(number).name}: finishing this step and saving (again: end at once)\n"
-            os.write(2, line.encode())
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                os.write(2, line.encode())
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous = signal.signal(number, request_stop)
-            stack.callback(signal.signal, number, previous)
+        stack.enter_context(signals.heeded(request_stop))
 
     # --- the steps ---
 

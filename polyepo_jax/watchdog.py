@@ -21,7 +21,7 @@ _INTERVAL_S = 1.0
 _MIN_STEPS = 3  # before them nobody knows how long a step takes
 _MIN_S = 10.0
 _WAIT_FOR_STACKS_S = 10.0
-_WATCHING = ("peers", "watchdog")  # threads that say nothing of the run
+_WATCHING = ("peers", "signals", "watchdog")  # threads that say nothing of the run
 _MAX_CHARACTERS = 16_000  # of one process's stacks
 
 
@@ -143,6 +143,8 @@ class Watchdog:
             self._store.set("polyepo/stacks/asked", str(self._num_reports))
             end = self._clock() + _WAIT_FOR_STACKS_S
             while len(answers := self._store.below(prefix)) < self._num_processes - 1 and self._clock() < end:
+                if self._closed.is_set():  # and no pause is one any more
+                    break
                 self._pause(_INTERVAL_S / 2)
             found |= {int(process): json.loads(text) for process, text in answers.items()}
             self._store.delete(prefix)

@@ -52,11 +52,21 @@ def refusal(refused_by: int) -> str | None:
     return None
 
 
+def difference(index: int) -> str | None:
+    """What every process says where the last one has something else."""
+    try:
+        distributed.check_same(seed=0, training_problems=["a", index > 0])
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def main() -> None:
     distributed.initialize({}, 60, 300)
     index = jax.process_index()
     seen = {"gathered": distributed.gather({"index": index, "text": "ü" * 1000 * index, "undefined": float("nan")})}
     seen["refusals"] = distributed.gather(refusal(1))
+    seen["differences"] = distributed.gather(difference(index))
     seen["agreed"] = distributed.gather(refusal(-1))
     for name, sizes in {"data": {}, "fsdp": {"fsdp": 4}, "tensor": {"fsdp": 2, "tensor": 2}}.items():
         mesh = make_mesh(MeshConfig(**sizes))

@@ -110,6 +110,8 @@ def test_two_processes_see_what_one_does(tmp_path):
     assert (first["index"], second["index"], second["text"]) == (0, 1, "ü" * 1000)
     assert math.isnan(second["undefined"])
     assert seen["refusals"] == ["process 1: no such file", "no such file"]
+    [difference] = set(seen["differences"])
+    assert difference.startswith("processes 1 have other training problems than process 0")
     assert seen["agreed"] == [None, None]
     for name, sizes in {"data": {}, "fsdp": {"fsdp": 4}, "tensor": {"fsdp": 2, "tensor": 2}}.items():
         mesh = make_mesh(MeshConfig(**sizes))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom to top. A unit is a module or a folder directly under the package.
 LAYERS = (
     ("types", "errors"),
-    ("command_line", "distributed", "hf_files", "peers", "remote", "watchdog"),
+    ("command_line", "distributed", "hf_files", "peers", "remote", "signals", "watchdog"),
     ("sets", "losses", "sharding", "model", "tokenizer", "rewards"),
     ("sampling", "judges", "tasks"),
     ("data", "grading", "update", "checkpoint", "metrics", "evaluation", "reports"),

@@ -133,6 +133,40 @@ def test_a_signal_can_have_a_status_of_its_own_and_a_second_one_ends_at_once(tmp
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_before_the_first_step_there_is_nothing_to_save(tmp_path, number, victim):
+    directory, gate = tmp_path / "run", tmp_path / "gate"
+    gate.mkdir()
+    environment = {"POD_GATE": str(gate), "POLYEPO_PEER_TIMEOUT_S": "5"}
+    with start((2, 2), directory, environment=environment) as pod:
+        pod.until(lambda: all((gate / str(index)).exists() for index in range(2)), "that all read their config")
+        pod.send(victim, number)
+        codes = pod.wait()
+        if number == signal.SIGTERM:
+            assert codes == [0, 0], pod.said()
+            assert all("SIGTERM before the first step, so that nothing is lost; go on" in pod.said(i) for i in range(2))
+        else:
+            assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, RUN_AGAIN), pod.said()
+            assert f"lost process {victim} of 2" in pod.said(1 - victim)
+        assert "Traceback" not in pod.said()
+    assert not directory.exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_a_frozen_one_hears_signals(tmp_path):
+    directory = tmp_path / "run"
+    with start((2, 2), directory, *FOREVER) as pod:
+        pod.until(lambda: steps_done(directory) >= 1, "the first step")
+        pod.send(1, signal.SIGSTOP)
+        pod.send(0, signal.SIGTERM)
+        pod.until(lambda: "SIGTERM: finishing this step" in pod.said(0), "that the first signal is heard")
+        pod.send(0, signal.SIGTERM)
+        wait_until(lambda: pod.processes[0].poll() is not None, "the end of the process that was told twice")
+        assert pod.processes[0].returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(undisturbed, tmp_path, victim):
     directory = tmp_path / "run"
