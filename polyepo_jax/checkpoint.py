@@ -5,13 +5,16 @@ moves and deletes.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
+import logging
 import os
 import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +23,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint._src.futures import future
+from orbax.checkpoint._src.futures.synchronization import HandlerAwaitableSignal, OperationIdGenerator
 
 from polyepo_jax import distributed
 from polyepo_jax.errors import RunError
@@ -211,7 +216,12 @@ class _Save:
         # Not of a pool, which would be joined at the end of the process.
         threading.Thread(target=wait, name="barrier", daemon=True).start()
         while not concurrent.futures.wait([arrived], timeout=0.25).done:
-            self.check_others()
+            try:
+                self.check_others()
+            except _FailedElsewhere:
+                # It may have failed behind this barrier, of which this process only has to hear that all were here.
+                if not concurrent.futures.wait([arrived], timeout=5).done:
+                    raise
         arrived.result()
 
     def fail(self, error: BaseException) -> None:
@@ -242,6 +252,13 @@ class _FailedElsewhere(RuntimeError):
     """Another process could not write its part."""
 
 
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Leaves out where in orbax an error arose: whoever saves is told of it."""
+    if "orbax" in record.pathname:
+        record.exc_info = None
+    return True
+
+
 class Checkpoints:
     """The checkpoints of one run directory: written asynchronously, complete or absent, the newest ones kept.
 
@@ -262,6 +279,7 @@ class Checkpoints:
         self._aside = self._home / "corrupt_checkpoints"
         self._manifests = self._home / "manifests"
         self._max_to_keep = max_to_keep
+        logging.getLogger("absl").addFilter(_in_one_line)
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._save: _Save | None = None
         self._sealing: concurrent.futures.Future | None = None
@@ -379,13 +397,39 @@ class Checkpoints:
         Runs beside the training loop, which joins it before it touches the checkpoints again.
         """
         try:
+            writer = self._checkpointer._async_manager._thread
+            while writer is not None and writer.is_alive():
+                writer.join(0.25)
+                save.check_others()  # what has failed there, this process may wait for
             self._checkpointer.wait_until_finished()
             self._write_manifest(save, contents)
             self._delete_old()
         except BaseException as error:
             if not isinstance(error, _FailedElsewhere):
                 save.fail(error)
+            self._abandon()
             raise
+
+    def _abandon(self) -> None:
+        """Ends the threads that orbax leaves behind where a save has failed.
+
+        They wait for directories, five minutes in each process and at its end, also for those that could not be made;
+        and what they still write must not come among the files of the next save.
+        """
+        # Of what is given up before it began, which is meant.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        writing = self._checkpointer._async_manager._commit_futures or ()
+        for commit in writing:
+            with contextlib.suppress(RuntimeError):  # it has just come to its end
+                commit.cancel()
+        # "Made", so that all look up.
+        future.set_signals(
+            [HandlerAwaitableSignal.STEP_DIRECTORY_CREATION, HandlerAwaitableSignal.ITEM_DIRECTORY_CREATION],
+            operation_id=OperationIdGenerator.get_current_operation_id(),
+        )
+        for commit in writing:
+            with contextlib.suppress(BaseException):  # of a save that has failed already
+                commit.result(_TIMEOUT_S)
 
     def _write_manifest(self, save: _Save, contents: Mapping[str, Any]) -> None:
         path = self._path / str(save.step)

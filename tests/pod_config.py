@@ -1,9 +1,15 @@
-"""A run of seconds, for processes that tests start; POD_JUDGE and POD_RUBRIC give it a judge on the mesh, POD_GATE, a
-directory, has each process note there that it reads its config, and wait for a file `open`."""
+"""A run of seconds, for processes that tests start.
+
+POD_JUDGE and POD_RUBRIC give it a judge on the mesh. POD_GATE, a directory, has each process note there that it reads
+its config, and wait for a file `open`. POD_NO_DIRECTORY, the number of a step, has orbax fail to make the directory of
+its checkpoint, after the disk was found to be writable.
+"""
 
 import os
 import time
 from pathlib import Path
+
+from orbax.checkpoint._src.path import async_path
 
 from polyepo_jax.config import Config
 from polyepo_jax.grading import JudgeConfig
@@ -17,6 +23,15 @@ def get_config() -> Config:
         (gate / os.environ["JAX_PROCESS_ID"]).touch()
         while not (gate / "open").exists():
             time.sleep(0.02)
+    if "POD_NO_DIRECTORY" in os.environ:
+        make = async_path.mkdir
+
+        def fail(path, **options):
+            if path.name.startswith(f"{os.environ['POD_NO_DIRECTORY']}.orbax"):
+                raise OSError(28, "No space left on device", str(path))
+            return make(path, **options)
+
+        async_path.mkdir = fail
     judge = JudgeConfig()
     if "POD_JUDGE" in os.environ:
         rubric = Rubric(path=os.environ["POD_RUBRIC"])

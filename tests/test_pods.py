@@ -375,6 +375,21 @@ def test_where_nothing_can_be_written_for_a_while_the_run_can_go_on(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
+@pytest.mark.parametrize("then", ["stop", "continue"])
+def test_a_disk_that_fills_up_while_a_save_begins_holds_up_nobody(tmp_path, shape, then):
+    directory = tmp_path / "run"
+    arguments = "--save-interval-steps", "1", "--on-save-failure", then
+    with start(shape, directory, *arguments, environment={"POD_NO_DIRECTORY": "3"}) as pod:
+        codes = pod.wait(120)  # orbax by itself would wait five minutes
+        assert codes == [0 if then == "continue" else 1] * shape[0], pod.said()
+        assert "checkpoint 3 could not be written: " in pod.said(0)
+        assert "No space left on device" in pod.said(0)
+        assert "Traceback" not in pod.said()
+    assert checkpoints_of(directory) == ([5, 6] if then == "continue" else [1, 2])
+
+
+@pytest.mark.slow
 def test_a_full_disk_in_one_process_is_no_end_where_the_run_may_go_on(tmp_path):
     directory = tmp_path / "run"
     arguments = "--save-interval-steps", "2", "--on-save-failure", "continue", "--max-steps", "100000"
