@@ -430,6 +430,8 @@ class Checkpoints:
         for commit in writing:
             with contextlib.suppress(BaseException):  # of a save that has failed already
                 commit.result(_TIMEOUT_S)
+        with contextlib.suppress(BaseException):  # which the next save would be told of
+            self._checkpointer.wait_until_finished()
 
     def _write_manifest(self, save: _Save, contents: Mapping[str, Any]) -> None:
         path = self._path / str(save.step)
