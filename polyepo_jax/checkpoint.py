@@ -155,7 +155,7 @@ def _why(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{type(error).__name__}: {reason:.300}"
+    return reason if isinstance(error, _DamagedError | _FailedElsewhere) else f"{type(error).__name__}: {reason:.300}"
 
 
 def _first(reasons: Sequence[str | None]) -> str | None:
