@@ -125,9 +125,8 @@ def initialize(given: Mapping[str, str | None], timeout_s: int, heartbeat_timeou
             raise TransientError(f"{why}; exit {RUN_AGAIN}: the same command tries again") from error
         who = "the other processes" if place is None else f"process {place.process_id} of {place.num_processes}"
         raise InputError(
-            f"{who}: {why}: all processes must be "
-            "started, with the same coordinator address and number of processes and ids of their own; "
-            f"{NUM_PROCESSES}=1 runs a process by itself"
+            f"{who}: {why}: all processes must be started, with the same coordinator address and number of processes "
+            f"and ids of their own; {NUM_PROCESSES}=1 runs a process by itself"
         ) from error
 
 
