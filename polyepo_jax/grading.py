@@ -41,8 +41,8 @@ class GradingStopped(Exception):
     """Grading cannot go on, and neither can the run; what was done before is worth a checkpoint."""
 
 
-class GradingInterrupted(Exception):
-    """The run is asked to end while grading takes long; what was done before is worth a checkpoint."""
+class Interrupted(Exception):
+    """The run is asked to end, and what is under way takes too long; what was done before is worth a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +262,7 @@ class Grader:
 
         Raises:
           GradingStopped: judge or verifier failed too often, or the judge at all where `on_failure` is "stop".
-          GradingInterrupted: the run is asked to end, and this takes too long.
+          Interrupted: the run is asked to end, and this takes too long.
         """
         interrupted = self._wait(
             [future for group in submitted for future in (group.verdicts, group.judged) if future is not None]
@@ -292,7 +292,7 @@ class Grader:
             self._hear_others()
         for interruption, stop in distributed.gather([interrupted, self._stopped]):
             if interruption is not None:
-                raise GradingInterrupted(interruption)
+                raise Interrupted(interruption)
             if stop is not None:
                 raise GradingStopped(stop)
 

@@ -28,6 +28,7 @@ from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.evaluation import sample
+from polyepo_jax.grading import Interrupted
 from polyepo_jax.judges import Rubric
 from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer
 from polyepo_jax.model import init
@@ -108,6 +109,7 @@ class Session:
         self._stop_signal: int | None = None
         self._news: jax.Array | None = None
         self._deferred: _Deferred | None = None
+        self._unevaluated: dict[str, float] | None = None  # metrics of the last step, whose evaluation was interrupted
         self._pusher = remote.Pusher(directory)
         self._stack = contextlib.ExitStack()
         self._profiling = False
@@ -217,13 +219,14 @@ class Session:
             return stack.enter_context(contextlib.closing(writer))
 
         directory, logging = self._directory, self._config.logging
-        metrics, self._samples = (
-            opened(JsonLines(directory / f"{name}.jsonl", first_step)) for name in ("metrics", "samples")
-        )
+        # A step that is still to be evaluated has its metrics written after that, again if need be.
+        last_written = first_step if self._unevaluated is None else first_step - 1
+        metrics = opened(JsonLines(directory / "metrics.jsonl", last_written))
+        self._samples = opened(JsonLines(directory / "samples.jsonl", first_step))
         self._logs += [metrics, self._samples]
         self._writers.insert(0, metrics)  # before it is shown
         if logging.tensorboard:
-            self._writers.append(opened(TensorBoard(directory / "tensorboard", first_step)))
+            self._writers.append(opened(TensorBoard(directory / "tensorboard", last_written)))
         if logging.wandb_project is not None:
             try:
                 wandb = WeightsAndBiases(logging.wandb_project, directory, to_json(self._config))
@@ -266,6 +269,7 @@ class Session:
             if meta.get("machines", _machines()) != _machines():
                 self._notes.append(f"resumed on {_machines()}, was saved by {meta['machines']}")
             self._init_step = meta["init_step"]
+            self._unevaluated = meta.get("unevaluated")
             params = self._make_initial_params(self._init_step)[0] if spec.loss.needs_reference else ()
         self.reference_params = params if spec.loss.needs_reference else ()
         self._initial = None
@@ -289,11 +293,16 @@ class Session:
         After the body it saves, evaluates and stops as the config and signals say.
         """
         config, first_step = self._config, int(self.state.step)
+        if self._unevaluated is not None:
+            self._record(first_step, self._unevaluated)
+            if self._unevaluated is not None:  # a signal again: the checkpoint is as it was
+                self._say_stopped(first_step)
+                return
         if first_step >= config.max_steps:
             self.complete = True
             self._progress.say(f"nothing to do: {self._where} is at step {first_step} of {config.max_steps}")
             return
-        self.settled_at = time.perf_counter()
+        self.settled_at, self._aside_s = time.perf_counter(), 0.0
         for step in range(first_step, config.max_steps):
             self._step = step
             self._switch_profiler(step - first_step)
@@ -313,13 +322,19 @@ class Session:
                         self._checkpoints.wait()
             if save or stop:
                 self._save(needed=stop or done == config.max_steps)
-            if stop and done < config.max_steps:
+            if stop and (done < config.max_steps or self._unevaluated is not None):
                 self._finish_saving()
-                self._progress.say(f"stopped at step {done} of {config.max_steps}; go on with: {self._resume_command}")
+                self._say_stopped(done)
                 return
         self._finish_saving()
         self.complete = True
         self._progress.say(f"done: step {config.max_steps}, in {self._where}")
+
+    def _say_stopped(self, done: int) -> None:
+        before = "" if self._unevaluated is None else ", before its evaluation was done"
+        self._progress.say(
+            f"stopped at step {done} of {self._config.max_steps}{before}; go on with: {self._resume_command}"
+        )
 
     def _evaluates_after(self, done: int) -> bool:
         every = self._config.eval_interval_steps
@@ -380,15 +395,7 @@ class Session:
         self.settled_at, self._aside_s = now, 0.0
         self._watchdog.step_done(step_s)
         nonfinite_in_a_row = stats.pop("nonfinite_in_a_row")
-        evaluation: dict[str, float] = {}
-        if self._evaluates_after(deferred.step):
-            with self._watchdog.paused():
-                evaluation = self._evaluate()
-            self._aside_s += evaluation["time/eval_s"]
-        metrics = deferred.metrics | _named(stats) | times | _memory() | evaluation
-        with self._log_errors():
-            for writer in self._writers:
-                writer.write(deferred.step, metrics)
+        self._record(deferred.step, deferred.metrics | _named(stats) | times | _memory())
         if nonfinite_in_a_row >= self._config.max_nonfinite_updates:
             with contextlib.suppress(SaveError):
                 self._checkpoints.wait()
@@ -397,6 +404,25 @@ class Session:
                 f"in a row, all skipped; the newest checkpoints in {self._where} are of steps "
                 f"{self._checkpoints.steps()}; lower learning_rate, or look for the first null in metrics.jsonl"
             )
+
+    def _record(self, step: int, metrics: dict[str, float]) -> None:
+        """Writes a step's metrics, with an evaluation where one is due.
+
+        If a signal interrupts that, they are kept for the checkpoint: who resumes from it evaluates first.
+        """
+        self._unevaluated = None
+        if self._evaluates_after(step):
+            try:
+                with self._watchdog.paused():
+                    evaluation = self._evaluate()
+            except Interrupted:
+                self._unevaluated = metrics
+                return
+            metrics = metrics | evaluation
+            self._aside_s += evaluation["time/eval_s"]
+        with self._log_errors():
+            for writer in self._writers:
+                writer.write(step, metrics)
 
     @property
     def stop_requested(self) -> bool:
@@ -464,6 +490,7 @@ class Session:
             self._evaluation_rows(),
             stream(self._config.seed, "evaluation"),
             self.mesh,
+            lambda: self.stop_requested,
         )
         if samples.failures:
             self.say(f"evaluation: {len(samples.failures)} grading calls failed; first: {samples.failures[0]}")
@@ -493,6 +520,7 @@ class Session:
             "fingerprint": self._fingerprint,
             "rubric": self._rubric,
             "init_step": self._init_step,
+            "unevaluated": self._unevaluated,
             "machines": _machines(),
             "data": self._data.get_state(),
             "config": to_json(self._config),

@@ -21,7 +21,7 @@ from polyepo_jax.commands import start
 from polyepo_jax.config import Config
 from polyepo_jax.data import PromptBatch
 from polyepo_jax.errors import InputError, run_command
-from polyepo_jax.grading import Grader, Grading, GradingInterrupted, GradingStopped, Submitted, decode, join
+from polyepo_jax.grading import Grader, Grading, GradingStopped, Interrupted, Submitted, decode, join
 from polyepo_jax.judges.judge import Surroundings
 from polyepo_jax.metrics import Completions, completions_of, rollout_metrics
 from polyepo_jax.sampling import generate_in_waves
@@ -242,7 +242,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                     groups = keep_informative(groups, draws[-1].groups)
             except GradingStopped as stopped:
                 raise session.give_up_step(str(stopped)) from stopped
-            except GradingInterrupted as interrupted:
+            except Interrupted as interrupted:
                 session.say(str(session.give_up_step(str(interrupted))))
                 return False
 

@@ -1,8 +1,8 @@
 """A run of seconds, for processes that tests start.
 
-POD_JUDGE and POD_RUBRIC give it a judge on the mesh. POD_GATE, a directory, has each process note there that it reads
-its config, and wait for a file `open`. POD_NO_DIRECTORY, the number of a step, has orbax fail to make the directory of
-its checkpoint, after the disk was found to be writable.
+POD_JUDGE and POD_RUBRIC give it a judge on the mesh, POD_JUDGE_URL one behind HTTP. POD_GATE, a directory, has each
+process note there that it reads its config, and wait for a file `open`. POD_NO_DIRECTORY, the number of a step, has
+orbax fail to make the directory of its checkpoint, after the disk was found to be writable.
 """
 
 import os
@@ -13,7 +13,7 @@ from orbax.checkpoint._src.path import async_path
 
 from polyepo_jax.config import Config
 from polyepo_jax.grading import JudgeConfig
-from polyepo_jax.judges import MeshJudge, Rubric
+from polyepo_jax.judges import HTTPJudge, MeshJudge, Rubric, Transport
 from tests.tiny import rl_config
 
 
@@ -36,4 +36,6 @@ def get_config() -> Config:
     if "POD_JUDGE" in os.environ:
         rubric = Rubric(path=os.environ["POD_RUBRIC"])
         judge = JudgeConfig(MeshJudge(os.environ["POD_JUDGE"], reply="ids", rubric=rubric, max_prompt_length=1024))
+    if "POD_JUDGE_URL" in os.environ:
+        judge = JudgeConfig(HTTPJudge("judge", transport=Transport(os.environ["POD_JUDGE_URL"])))
     return rl_config(prompts_per_step=8, save_interval_steps=2, judge=judge)

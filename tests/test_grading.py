@@ -10,7 +10,7 @@ import pytest
 
 from polyepo_jax import grading as grading_module
 from polyepo_jax.errors import GradeFailure
-from polyepo_jax.grading import Grader, GradingInterrupted, GradingStopped, JudgeConfig, decode, grade, join
+from polyepo_jax.grading import Grader, GradingStopped, Interrupted, JudgeConfig, decode, grade, join
 from polyepo_jax.judges import Clusters
 from polyepo_jax.rewards.verdict import Verdict
 from polyepo_jax.tasks import Math, Problem
@@ -309,7 +309,7 @@ def test_a_run_that_is_asked_to_end_does_not_wait_for_its_judge(monkeypatch):
         submitted = submit(grader, PROBLEMS[:1])
         asked.set()
         try:
-            with pytest.raises(GradingInterrupted, match="asked to end"):
+            with pytest.raises(Interrupted, match="asked to end"):
                 grader.collect(submitted)
         finally:
             gate.opened.set()

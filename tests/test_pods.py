@@ -1,5 +1,6 @@
 """Runs of several processes on this machine, and what pods do to them."""
 
+import dataclasses
 import json
 import os
 import random
@@ -16,12 +17,15 @@ import chex
 import jax
 import pytest
 
+from polyepo_jax import convert
 from polyepo_jax.errors import RUN_AGAIN
-from polyepo_jax.model import init, save_hf
+from polyepo_jax.model import init, load_hf, save_hf
+from polyepo_jax.run_directory import read_config
+from polyepo_jax.sharding import MeshConfig
 from polyepo_jax.startup import load_params, mesh_of
+from tests.judges.server import JudgeServer
 from tests.judges.test_mesh import MODEL as JUDGE
 from tests.pod import ROOT, Pod, steps_done, training, wait_until
-from tests.pod_config import get_config
 from tests.tiny import metrics_of
 from tests.tiny_hf import write_tokenizer
 
@@ -49,9 +53,9 @@ def checkpoints_of(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
 
 
-def params_of(directory: Path):
-    config = get_config()
-    return jax.device_get(load_params(directory, config, mesh_of(config))[0])
+def params_of(directory: Path, step: int | None = None):
+    config = dataclasses.replace(read_config(directory), mesh=MeshConfig())
+    return jax.device_get(load_params(directory, config, mesh_of(config), step)[0])
 
 
 def assert_equal_metrics(first, second):
@@ -295,6 +299,92 @@ def test_a_judge_on_the_mesh_reads_the_responses_of_all_processes(tmp_path):
     first, second = (metrics_of(tmp_path / name) for name in "12")
     assert first[0]["clusters/distinct"] > 0
     assert_equal_metrics(first, second)
+
+
+@pytest.mark.slow
+def test_a_judge_behind_http_is_asked_once_for_each_prompt(tmp_path):
+    with JudgeServer(rule=lambda response: response[:1]) as server:
+        for shape in ((1, 8), (2, 4)):
+            directory = tmp_path / f"{shape[0]}"
+            run(shape, directory, "--max-steps", "3", environment={"POD_JUDGE_URL": server.url})
+            assert len(server.requests) == 3 * 8 * shape[0]
+        requests = [json.dumps(request, sort_keys=True) for request in server.requests]
+        assert sorted(requests[:24]) == sorted(requests[24:])
+        assert_equal_metrics(metrics_of(tmp_path / "1"), metrics_of(tmp_path / "2"))
+        # Other processes go on, with what all of the former ones were told.
+        shutil.rmtree(tmp_path / "2" / "checkpoints" / "3")
+        run((1, 4), tmp_path / "2", "--max-steps", "3", environment={"POD_JUDGE_URL": server.url})
+        assert len(server.requests) == 48
+        last, again = (metrics_of(tmp_path / name)[2] for name in "12")
+        assert (again["judge/cached"], again["judge/attempts"]) == (8, 0)
+        assert again["clusters/distinct"] == last["clusters/distinct"] > 0
+
+
+@pytest.mark.slow
+def test_a_pod_at_a_url_goes_on_from_other_machines(undisturbed, tmp_path):
+    there = tmp_path / "bucket" / "run"
+    url = f"file://{there}"
+    for number, steps in enumerate((2, 6)):
+        environment = {"POLYEPO_CACHE": str(tmp_path / f"machine{number}")}
+        with Pod(2, 2, [*training(CONFIG, url, "--max-steps", str(steps))], tmp_path, environment=environment) as pod:
+            assert pod.wait() == [0, 0], pod.said()
+            assert f"done: step {steps}, in {url}" in pod.said(0)
+    assert metrics_of(there) == metrics_of(undisturbed)
+    assert (there / "samples.jsonl").read_text() == (undisturbed / "samples.jsonl").read_text()
+    chex.assert_trees_all_equal(params_of(there), params_of(undisturbed))
+
+
+@pytest.mark.slow
+def test_shards_over_processes_are_restored_and_exported_by_any_number_of_them(tmp_path):
+    first = tmp_path / "first"
+    model = "--model.num-key-value-heads", "2", "--eval-interval-steps", "3"
+    # Of the eight devices that hold a replica, each process has two.
+    run((4, 2), first, *model, "--mesh.data", "1", "--mesh.fsdp", "4", "--mesh.tensor", "2")
+    written = {path.name for path in (first / "checkpoints" / "4" / "params").iterdir()}
+    assert {f"ocdbt.process_{index}" for index in range(4)} <= written
+    for shape, sizes in (((1, 2), (1, 2, 1)), ((2, 4), (2, 2, 2))):
+        copy = tmp_path / f"{shape[0]}x{shape[1]}"
+        shutil.copytree(first, copy)
+        shutil.rmtree(copy / "checkpoints" / "6")
+        mesh = [
+            text
+            for name, size in zip(("data", "fsdp", "tensor"), sizes, strict=True)
+            for text in (f"--mesh.{name}", str(size))
+        ]
+        assert "going on from step 4 of 6" in run(shape, copy, *model, *mesh)
+        assert_equal_metrics(metrics_of(copy), metrics_of(first))
+        assert (copy / "samples.jsonl").read_text() == (first / "samples.jsonl").read_text()
+        chex.assert_trees_all_close(params_of(copy), params_of(first), rtol=1e-4, atol=1e-6)
+    convert.main(["hf-export", str(first), "--step", "4", "--out", str(tmp_path / "hf")])
+    _, exported = load_hf(tmp_path / "hf")
+    chex.assert_trees_all_equal(jax.device_get(exported), params_of(first, 4))
+
+
+@pytest.mark.slow
+def test_a_signal_during_an_evaluation_saves_first(alone, tmp_path):
+    directory = tmp_path / "run"
+    evaluation = (
+        "--eval-interval-steps",
+        "3",
+        "--evaluation.num-validation-prompts",
+        "150",
+        "--evaluation.max-rows",
+        "4",
+    )
+    arguments = *evaluation, "--max-steps", "3", "--save-interval-steps", "3"
+    with start((2, 2), directory, *arguments) as pod:
+        pod.until(lambda: steps_done(directory) >= 2, "the third step")
+        pod.send(1, signal.SIGTERM)
+        assert pod.wait() == [0, 0], pod.said()
+        assert "stopped at step 3 of 3, before its evaluation was done; go on with: " in pod.said(0)
+    assert checkpoints_of(directory) == [3]
+    assert len(metrics_of(directory)) == 2
+    run((2, 1), directory, *arguments)
+    assert_equal_metrics(
+        [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in metrics_of(directory)],
+        [{k: v for k, v in line.items() if not k.startswith("eval/")} for line in metrics_of(alone)[:3]],
+    )
+    assert "eval/pass_at_4" in metrics_of(directory)[2]
 
 
 @pytest.mark.slow

@@ -141,6 +141,38 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number,
     assert_same_run(finished, tmp_path / "stopped", config)
 
 
+def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(finished, tmp_path, monkeypatch, capsys):
+    num_evaluations = 0
+
+    def sample(*arguments, original=session.sample):
+        nonlocal num_evaluations
+        num_evaluations += 1
+        if num_evaluations in (1, 2, 5):  # that after step 3, again on resuming, and that after the last step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(session, "sample", sample)
+    evaluation = dataclasses.replace(rl_config().evaluation, max_rows=4)  # four waves
+    config = rl_config(save_interval_steps=100, eval_interval_steps=3, evaluation=evaluation)
+    for _ in range(2):
+        run(config, tmp_path)
+        assert (
+            f"stopped at step 3 of 6, before its evaluation was done; go on with: {COMMAND}" in capsys.readouterr().err
+        )
+        assert len(metrics_of(tmp_path)) == 2
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    with monkeypatch.context() as patch:  # evaluated, and dead before the next checkpoint
+        patch.setattr(session.Session, "next_prompts", lambda session: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(config, tmp_path)
+    assert len(metrics_of(tmp_path)) == 3
+    run(config, tmp_path)
+    assert "stopped at step 6 of 6, before its evaluation was done" in capsys.readouterr().err
+    run(config, tmp_path)
+    assert_same_run(finished, tmp_path, config)
+    assert num_evaluations == 6
+
+
 @dataclasses.dataclass(frozen=True)
 class PaysLess(EasyPolynomial):
     """Rewards that may be negative, which MaxRL has no meaning for."""

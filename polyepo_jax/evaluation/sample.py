@@ -1,7 +1,7 @@
 """Sampling and grading held-out problems."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,9 +10,9 @@ import numpy as np
 from polyepo_jax import distributed
 from polyepo_jax.data import to_prompts
 from polyepo_jax.evaluation.summaries import summarize
-from polyepo_jax.grading import BY_THE_TASK, Grader, Grading, Submitted, decode, join
+from polyepo_jax.grading import BY_THE_TASK, Grader, Grading, Interrupted, Submitted, decode, join
 from polyepo_jax.sampling import GenerationSpec, generate_in_waves, own_prompts
-from polyepo_jax.sharding import Mesh, own_rows
+from polyepo_jax.sharding import Mesh, any_process, own_rows
 from polyepo_jax.tasks import Problem, Task
 from polyepo_jax.types import Grades
 
@@ -46,10 +46,17 @@ def sample(
     max_rows: int,
     key: jax.Array,
     mesh: Mesh,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Samples:
     """Samples `spec.num_generations` responses to each problem, `max_rows` rows at a time, and grades them meanwhile.
 
     Strategies are the task's own, whatever judge the run trains by: no judge reads hundreds of responses at once.
+
+    Args:
+      stop_requested: whether this process is asked to end, wherefore all of them do.
+
+    Raises:
+      Interrupted: in all processes, before all is sampled and graded.
     """
     rows: list[int] = []  # of the problems, that this process grades
     truncated: list[list[bool]] = []
@@ -57,8 +64,14 @@ def sample(
     num_sampled = 0
     own_P = own_prompts(len(problems), spec.num_generations, max_rows, mesh)
     prompts = to_prompts(problems, task.tokenizer, max_prompt_length, own_P)
-    with Grader(task, BY_THE_TASK) as grader:
+    to_stop: jax.Array | None = None
+    with Grader(task, BY_THE_TASK, stop_requested=stop_requested) as grader:
         for wave in generate_in_waves(spec, params, prompts, key, mesh, max_rows):
+            # The answer to a question lies behind the wave that was dispatched before it: read one wave later, it
+            # keeps nobody waiting.
+            if to_stop is not None and bool(to_stop):
+                raise Interrupted(f"sampling, {num_sampled} of {len(problems)} problems being done")
+            to_stop = any_process(mesh, stop_requested())
             indices, rollouts = own_rows(wave)
             own = (num_sampled + indices).tolist()
             num_sampled += len(wave.truncated_PN)
