@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import rich.console
 import rich.progress
-from tensorboardX import SummaryWriter
 
 from polyepo_jax.sets import SIGNAL_THRESHOLD, has_signal
 from polyepo_jax.types import DEGENERATE, Grades, Rollouts
@@ -144,6 +143,9 @@ class TensorBoard:
     """Event files; steps after `keep_through` of an earlier process are purged."""
 
     def __init__(self, directory: Path, keep_through: int):
+        # Where torch is installed this imports it, and takes seconds: only for whom wants it.
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(directory), purge_step=keep_through + 1)
 
     def write(self, step: int, metrics: Metrics) -> None:

@@ -2,15 +2,29 @@
 
 import os
 
-# One variable decides the number of CPU devices, and it is read when the backend starts: before any test.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Read when the backend starts: before any test. Most of a test's time is compilation, and much of that is for speed,
+# which no test needs. Runs in processes of their own (pod.py, test_commands.py) are compiled as those of users are.
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0", os.environ.get("XLA_FLAGS", "")]
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation time counts as test time on the first example, so deadlines would be noise.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=50, print_blob=True)
 hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(scope="session")
+def shared_compilations(tmp_path_factory):
+    """Processes that tests start compile the same programs: once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compilations")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+        yield

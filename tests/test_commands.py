@@ -11,17 +11,7 @@ import pytest
 from tests.test_train import assert_same_run
 from tests.tiny import rl_config
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-    """The processes of this file compile the same programs: once is enough."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compilations")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_compilations")]
 
 
 def command_line(*arguments):

@@ -30,6 +30,7 @@ from tests.tiny import metrics_of
 from tests.tiny_hf import write_tokenizer
 
 CONFIG = ROOT / "tests" / "pod_config.py"
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 KILLS = int(os.environ.get("POD_KILLS", "4"))
 FOREVER = ("--max-steps", "100000", "--save-interval-steps", "100000")
 
