@@ -18,8 +18,8 @@
 # Process 0 writes to the terminal as it is. What the others say (little, unless something is wrong) goes to stderr as
 # it comes, each line after its `[process i]`.
 #
-# SIGINT (Ctrl-C) and SIGTERM are passed on to every process: once, the run finishes its step, saves and ends; a second
-# time it ends at once. A run that was stopped this way is not run again.
+# SIGINT (Ctrl-C) and SIGTERM are passed on to every process: once, the run saves and ends; a second time it ends at
+# once. A run that was stopped this way is not run again.
 #
 # The exit code is the worst of the processes', from good to bad:
 #   0           done, or stopped after saving

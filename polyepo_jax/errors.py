@@ -33,6 +33,10 @@ class RunError(Exception):
     status = 1
 
 
+class Interrupted(Exception):
+    """The run is asked to end, and what is under way is given up; what was done before is worth a checkpoint."""
+
+
 class TransientError(RunError):
     """A run that could not start for what may be over when the same command is given again."""
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from polyepo_jax import distributed
-from polyepo_jax.errors import GradeFailure, InputError
+from polyepo_jax.errors import GradeFailure, InputError, Interrupted
 from polyepo_jax.judges.judge import Clusters, Surroundings
 from polyepo_jax.rewards.verdict import Verdict
 from polyepo_jax.tasks import Problem
@@ -39,10 +39,6 @@ class Gradable(Protocol):
 
 class GradingStopped(Exception):
     """Grading cannot go on, and neither can the run; what was done before is worth a checkpoint."""
-
-
-class Interrupted(Exception):
-    """The run is asked to end, and what is under way takes too long; what was done before is worth a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)

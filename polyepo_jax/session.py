@@ -26,9 +26,8 @@ from polyepo_jax import data, distributed, model_directory, peers, remote, run_d
 from polyepo_jax.checkpoint import CheckpointError, Checkpoints, SaveError, any_checkpoint
 from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config_files import to_json
-from polyepo_jax.errors import InputError, RunError
+from polyepo_jax.errors import InputError, Interrupted, RunError
 from polyepo_jax.evaluation import sample
-from polyepo_jax.grading import Interrupted
 from polyepo_jax.judges import Rubric
 from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer
 from polyepo_jax.model import init
@@ -279,7 +278,7 @@ class Session:
         def request_stop(number: int) -> None:
             self._stop_signal = number
             peers.request_stop()
-            line = f"{signal.Signals(number).name}: finishing this step and saving (again: end at once)\n"
+            line = f"{signal.Signals(number).name}: saving, then ending (again: ending at once)\n"
             with contextlib.suppress(OSError):  # a terminal that is gone
                 os.write(2, line.encode())
 
@@ -296,7 +295,7 @@ class Session:
         if self._unevaluated is not None:
             self._record(first_step, self._unevaluated)
             if self._unevaluated is not None:  # a signal again: the checkpoint is as it was
-                self._say_stopped(first_step)
+                self._say_stopped(first_step, "its evaluation not done")
                 return
         if first_step >= config.max_steps:
             self.complete = True
@@ -324,16 +323,16 @@ class Session:
                 self._save(needed=stop or done == config.max_steps)
             if stop and (done < config.max_steps or self._unevaluated is not None):
                 self._finish_saving()
-                self._say_stopped(done)
+                self._say_stopped(done, "" if self._unevaluated is None else "its evaluation not done")
                 return
         self._finish_saving()
         self.complete = True
         self._progress.say(f"done: step {config.max_steps}, in {self._where}")
 
-    def _say_stopped(self, done: int) -> None:
-        before = "" if self._unevaluated is None else ", before its evaluation was done"
+    def _say_stopped(self, done: int, remark: str) -> None:
+        remark = f" ({remark})" if remark else ""
         self._progress.say(
-            f"stopped at step {done} of {self._config.max_steps}{before}; go on with: {self._resume_command}"
+            f"stopped at step {done} of {self._config.max_steps}{remark}; go on with: {self._resume_command}"
         )
 
     def _evaluates_after(self, done: int) -> bool:
@@ -449,6 +448,19 @@ class Session:
         Returns:
           The error to end the run with: the same command takes up that step again, with the same prompts.
         """
+        step = self._save_before_step()
+        saved = f"its checkpoint is in {self._where}" if step else "there is nothing to save yet"
+        return RunError(
+            f"stopped after step {step} of {self._config.max_steps}, {saved}: {reason}; then go on with: "
+            f"{self._resume_command}"
+        )
+
+    def stop_before_step(self, reason: str) -> None:
+        """Saves what was done before a step that is given up, as the run is asked to end, and says so."""
+        self._say_stopped(self._save_before_step(), f"the next one given up: {reason}")
+
+    def _save_before_step(self) -> int:
+        """Leaves a checkpoint to take the present step up again from, with the same prompts; returns the steps done."""
         self.settle()
         self._data.set_state(self._data_before_step)
         with self._save_errors():
@@ -457,11 +469,7 @@ class Session:
         if step and step not in self._checkpoints.steps():
             self._save(needed=True)
             self._finish_saving()
-        saved = f"its checkpoint is in {self._where}" if step else "there is nothing to save yet"
-        return RunError(
-            f"stopped after step {step} of {self._config.max_steps}, {saved}: {reason}; then go on with: "
-            f"{self._resume_command}"
-        )
+        return step
 
     def wants_samples(self) -> bool:
         """Whether generations of the present step go to samples.jsonl."""

@@ -20,11 +20,11 @@ from polyepo_jax import distributed
 from polyepo_jax.commands import start
 from polyepo_jax.config import Config
 from polyepo_jax.data import PromptBatch
-from polyepo_jax.errors import InputError, run_command
-from polyepo_jax.grading import Grader, Grading, GradingStopped, Interrupted, Submitted, decode, join
+from polyepo_jax.errors import InputError, Interrupted, run_command
+from polyepo_jax.grading import Grader, Grading, GradingStopped, Submitted, decode, join
 from polyepo_jax.judges.judge import Surroundings
 from polyepo_jax.metrics import Completions, completions_of, rollout_metrics
-from polyepo_jax.sampling import generate_in_waves
+from polyepo_jax.sampling import generate_in_waves, until_stopped
 from polyepo_jax.session import Session
 from polyepo_jax.sets import check_advantage, group_advantages, has_signal
 from polyepo_jax.sharding import own_rows, shard_rows
@@ -132,6 +132,10 @@ def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, s
     are on its devices.
 
     index: of the batch within the step, so that each has its own random numbers.
+
+    Raises:
+      GradingStopped: grading cannot go on.
+      Interrupted: the run is asked to end.
     """
     rollout_key, sets_key = (jax.random.fold_in(step_key, 2 * index + i) for i in range(2))
     prompts = shard_rows(session.mesh, batch.prompts)
@@ -147,7 +151,7 @@ def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, s
     submitted: list[Submitted] = []
     num_sampled = 0
     waited = 0.0
-    for wave in waves:
+    for wave in until_stopped(waves, session.mesh, lambda: session.stop_requested):
         waits = time.perf_counter()
         indices, on_host = own_rows(wave)
         sampled = time.perf_counter()
@@ -243,7 +247,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
             except GradingStopped as stopped:
                 raise session.give_up_step(str(stopped)) from stopped
             except Interrupted as interrupted:
-                session.say(str(session.give_up_step(str(interrupted))))
+                session.stop_before_step(str(interrupted))
                 return False
 
             counts = {}

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from polyepo_jax import grading as grading_module
-from polyepo_jax.errors import GradeFailure
-from polyepo_jax.grading import Grader, GradingStopped, Interrupted, JudgeConfig, decode, grade, join
+from polyepo_jax.errors import GradeFailure, Interrupted
+from polyepo_jax.grading import Grader, GradingStopped, JudgeConfig, decode, grade, join
 from polyepo_jax.judges import Clusters
 from polyepo_jax.rewards.verdict import Verdict
 from polyepo_jax.tasks import Math, Problem

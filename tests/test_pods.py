@@ -102,7 +102,7 @@ def test_a_signal_to_one_process_saves_one_step_and_goes_on_in_any_shape(tmp_pat
         pod.until(lambda: steps_done(directory) >= 3, "the third step")
         pod.send(2, signal.SIGTERM)
         assert pod.wait() == [0] * 4, pod.said()
-        assert "SIGTERM: finishing this step and saving" in pod.said(2)
+        assert "SIGTERM: saving, then ending" in pod.said(2)
         assert "go on with: " in pod.said(0)
         assert "--process-id" not in pod.said(0)
     [step] = checkpoints_of(directory)
@@ -165,7 +165,7 @@ def test_a_process_that_waits_for_a_frozen_one_hears_signals(tmp_path):
         pod.until(lambda: steps_done(directory) >= 1, "the first step")
         pod.send(1, signal.SIGSTOP)
         pod.send(0, signal.SIGTERM)
-        pod.until(lambda: "SIGTERM: finishing this step" in pod.said(0), "that the first signal is heard")
+        pod.until(lambda: "SIGTERM: saving" in pod.said(0), "that the first signal is heard")
         pod.send(0, signal.SIGTERM)
         wait_until(lambda: pod.processes[0].poll() is not None, "the end of the process that was told twice")
         assert pod.processes[0].returncode == 128 + signal.SIGTERM
@@ -377,7 +377,7 @@ def test_a_signal_during_an_evaluation_saves_first(alone, tmp_path):
         pod.until(lambda: steps_done(directory) >= 2, "the third step")
         pod.send(1, signal.SIGTERM)
         assert pod.wait() == [0, 0], pod.said()
-        assert "stopped at step 3 of 3, before its evaluation was done; go on with: " in pod.said(0)
+        assert "stopped at step 3 of 3 (its evaluation not done); go on with: " in pod.said(0)
     assert checkpoints_of(directory) == [3]
     assert len(metrics_of(directory)) == 2
     run((2, 1), directory, *arguments)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from polyepo_jax import evaluate, report, session
+from polyepo_jax import train as train_module
 from polyepo_jax.config import AlgorithmConfig, EvaluationConfig, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, RunError
@@ -127,18 +128,41 @@ class SignalsItself(EasyPolynomial):
 
 @pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 10), (signal.SIGINT, 10), (signal.SIGTERM, 14)])
 def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number, at):
-    # The tenth call is in step 3, the fourteenth in the evaluation after it.
+    # The tenth call is in step 3, the fourteenth in the evaluation after it, in its only wave.
     task = SignalsItself(marker=str(tmp_path / "calls"), number=number, at=at)
     config = rl_config(task=task, save_interval_steps=100, eval_interval_steps=3)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     run(config, tmp_path / "stopped")
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
     said = capfd.readouterr().err
-    assert f"{signal.Signals(number).name}: finishing this step and saving" in said
-    assert f"stopped at step 3 of 6; go on with: {COMMAND}" in said
-    assert len(metrics_of(tmp_path / "stopped")) == 3
+    assert f"{signal.Signals(number).name}: saving, then ending" in said
+    evaluated = at == 14
+    assert f"stopped at step 3 of 6{'' if evaluated else ' (its evaluation not done)'}; go on with: {COMMAND}" in said
+    assert len(metrics_of(tmp_path / "stopped")) == 2 + evaluated
     run(config, tmp_path / "stopped")
     assert_same_run(finished, tmp_path / "stopped", config)
+
+
+def test_a_signal_during_the_rollouts_saves_what_was_done_before(finished, tmp_path, monkeypatch, capsys):
+    num_rollouts = 0
+
+    def generate_in_waves(*arguments, original=train_module.generate_in_waves):
+        nonlocal num_rollouts
+        num_rollouts += 1
+        if num_rollouts in (1, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    monkeypatch.setattr(train_module, "generate_in_waves", generate_in_waves)
+    config = rl_config(save_interval_steps=100, eval_interval_steps=3)
+    for step in (0, 2):
+        run(config, tmp_path)
+        said = capsys.readouterr().err
+        assert f"stopped at step {step} of 6 (the next one given up: responses were being sampled); go on" in said
+        assert len(metrics_of(tmp_path)) == step
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    run(config, tmp_path)
+    assert_same_run(finished, tmp_path, config)
 
 
 def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(finished, tmp_path, monkeypatch, capsys):
@@ -156,9 +180,7 @@ def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(fin
     config = rl_config(save_interval_steps=100, eval_interval_steps=3, evaluation=evaluation)
     for _ in range(2):
         run(config, tmp_path)
-        assert (
-            f"stopped at step 3 of 6, before its evaluation was done; go on with: {COMMAND}" in capsys.readouterr().err
-        )
+        assert f"stopped at step 3 of 6 (its evaluation not done); go on with: {COMMAND}" in capsys.readouterr().err
         assert len(metrics_of(tmp_path)) == 2
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
     with monkeypatch.context() as patch:  # evaluated, and dead before the next checkpoint
@@ -167,7 +189,7 @@ def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(fin
             run(config, tmp_path)
     assert len(metrics_of(tmp_path)) == 3
     run(config, tmp_path)
-    assert "stopped at step 6 of 6, before its evaluation was done" in capsys.readouterr().err
+    assert "stopped at step 6 of 6 (its evaluation not done)" in capsys.readouterr().err
     run(config, tmp_path)
     assert_same_run(finished, tmp_path, config)
     assert num_evaluations == 6

@@ -10,9 +10,9 @@ import numpy as np
 from polyepo_jax import distributed
 from polyepo_jax.data import to_prompts
 from polyepo_jax.evaluation.summaries import summarize
-from polyepo_jax.grading import BY_THE_TASK, Grader, Grading, Interrupted, Submitted, decode, join
-from polyepo_jax.sampling import GenerationSpec, generate_in_waves, own_prompts
-from polyepo_jax.sharding import Mesh, any_process, own_rows
+from polyepo_jax.grading import BY_THE_TASK, Grader, Grading, Submitted, decode, join
+from polyepo_jax.sampling import GenerationSpec, generate_in_waves, own_prompts, until_stopped
+from polyepo_jax.sharding import Mesh, own_rows
 from polyepo_jax.tasks import Problem, Task
 from polyepo_jax.types import Grades
 
@@ -56,7 +56,7 @@ def sample(
       stop_requested: whether this process is asked to end, wherefore all of them do.
 
     Raises:
-      Interrupted: in all processes, before all is sampled and graded.
+      Interrupted: in all processes; they are asked to end, and this is not done.
     """
     rows: list[int] = []  # of the problems, that this process grades
     truncated: list[list[bool]] = []
@@ -64,14 +64,9 @@ def sample(
     num_sampled = 0
     own_P = own_prompts(len(problems), spec.num_generations, max_rows, mesh)
     prompts = to_prompts(problems, task.tokenizer, max_prompt_length, own_P)
-    to_stop: jax.Array | None = None
     with Grader(task, BY_THE_TASK, stop_requested=stop_requested) as grader:
-        for wave in generate_in_waves(spec, params, prompts, key, mesh, max_rows):
-            # The answer to a question lies behind the wave that was dispatched before it: read one wave later, it
-            # keeps nobody waiting.
-            if to_stop is not None and bool(to_stop):
-                raise Interrupted(f"sampling, {num_sampled} of {len(problems)} problems being done")
-            to_stop = any_process(mesh, stop_requested())
+        waves = generate_in_waves(spec, params, prompts, key, mesh, max_rows)
+        for wave in until_stopped(waves, mesh, stop_requested):
             indices, rollouts = own_rows(wave)
             own = (num_sampled + indices).tolist()
             num_sampled += len(wave.truncated_PN)

@@ -10,3 +10,4 @@ from polyepo_jax.sampling.waves import generate_in_waves as generate_in_waves
 from polyepo_jax.sampling.waves import in_waves as in_waves
 from polyepo_jax.sampling.waves import own_prompts as own_prompts
 from polyepo_jax.sampling.waves import prompts_per_wave as prompts_per_wave
+from polyepo_jax.sampling.waves import until_stopped as until_stopped

@@ -1,14 +1,15 @@
 """Sampling many prompts wave after wave, so that the devices hold the cache of one wave at a time."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+from polyepo_jax.errors import Interrupted
 from polyepo_jax.sampling.generate import GenerationSpec, generate
-from polyepo_jax.sharding import BATCH_AXES, Mesh, copy_to_all, local_rows, row_sharding, shard_rows
+from polyepo_jax.sharding import BATCH_AXES, Mesh, any_process, copy_to_all, local_rows, row_sharding, shard_rows
 from polyepo_jax.types import Prompts, Rollouts
 
 Tree = TypeVar("Tree")
@@ -97,3 +98,26 @@ def generate_in_waves(
     size = _wave_size(len(prompts.ids_P), spec.num_generations, max_rows, mesh)
     key = copy_to_all(mesh, key)
     return in_waves(lambda wave: generate(spec, params, wave, key), prompts, mesh, size)
+
+
+def until_stopped(waves: Iterable[Tree], mesh: Mesh, stop_requested: Callable[[], bool]) -> Iterator[Tree]:
+    """Waves, until a process is asked to end the run; the caller waits for each before it asks for the next.
+
+    Args:
+      waves: the first one dispatched, as by `in_waves`.
+      stop_requested: whether this process is asked.
+
+    Raises:
+      Interrupted: in all processes, after the same wave, which may be the last one.
+    """
+
+    def ask() -> jax.Array:
+        # Behind the wave that was dispatched last, before the one that the next `yield` dispatches.
+        return any_process(mesh, stop_requested())
+
+    asked = ask()
+    for wave in waves:
+        yield wave
+        if bool(asked):  # there, as the wave is
+            raise Interrupted("responses were being sampled")
+        asked = ask()

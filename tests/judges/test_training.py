@@ -210,7 +210,7 @@ def test_a_run_that_is_told_to_end_does_not_wait_for_a_judge_that_hangs(tmp_path
     config = rl_config(max_steps=4, judge=JudgeConfig(HangsAsTheRunIsToEnd()), save_interval_steps=100)
     train(config, tmp_path / "run", "again")
     said = " ".join(capsys.readouterr().err.split())
-    assert "stopped after step 2 of 4, its checkpoint is in" in said
-    assert "asked to end; then go on with: again" in said
+    assert "stopped at step 2 of 4 (the next one given up: grading took more than 0 s after" in said
+    assert "asked to end); go on with: again" in said
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
     assert [line["step"] for line in metrics_of(tmp_path / "run")] == [1, 2]

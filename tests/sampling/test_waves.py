@@ -1,5 +1,6 @@
 """Waves: how prompts are cut into them, and that cutting changes no token and keeps the devices busy."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from polyepo_jax.errors import Interrupted
 from polyepo_jax.model import ModelConfig, init, logical_axes
-from polyepo_jax.sampling import GenerationSpec, generate_in_waves, prompts_per_wave, waves
+from polyepo_jax.sampling import GenerationSpec, generate_in_waves, prompts_per_wave, until_stopped, waves
 from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings
 from polyepo_jax.types import Prompts
 
@@ -155,3 +157,14 @@ def test_weights_gathered_or_not_give_the_same_tokens(params, one_wave):
     spec = dataclasses.replace(SPEC, gather_weights=False)
     _, rollouts = collected(params, MeshConfig(1, 4, 2), 1000, spec=spec)
     np.testing.assert_array_equal(rollouts.tokens_PNT, one_wave.tokens_PNT)
+
+
+@pytest.mark.parametrize(("asked_at", "last"), [(-1, 0), (0, 1), (2, 3), (3, None), (9, None)])
+def test_a_run_that_is_asked_to_end_is_given_no_further_waves(asked_at, last):
+    """Asked while a wave is under way, it ends with the next one at the latest."""
+    seen = []
+    ended = contextlib.nullcontext() if last is None else pytest.raises(Interrupted)
+    with ended:
+        for wave in until_stopped(range(4), make_mesh(MeshConfig()), lambda: [-1, *seen][-1] >= asked_at):
+            seen.append(wave)
+    assert seen == list(range(4 if last is None else last + 1))
