@@ -1,5 +1,7 @@
 """A pod on this machine: P processes of D CPU devices each, and what can happen to them."""
 
+import dataclasses
+import json
 import os
 import resource
 import signal
@@ -10,9 +12,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import jax
+
+from polyepo_jax.run_directory import read_config
+from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.startup import load_params, mesh_of
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "tests" / "pod_config.py"
+FOREVER = ("--max-steps", "100000", "--save-interval-steps", "100000")
 DEADLINE_S = 240.0  # for what takes seconds: reached only by what hangs
 
 
@@ -155,3 +165,32 @@ def steps_done(directory: Path) -> int:
     """The last step in the log of a run."""
     log = directory / "metrics.jsonl"
     return log.read_text().count("\n") if log.exists() else 0
+
+
+def start(shape: tuple[int, int], directory: Path, *arguments: str, **options: Any) -> Pod:
+    """A pod of so many processes with so many devices each, that trains tests/pod_config.py."""
+    return Pod(*shape, training(CONFIG, directory, *arguments), directory.with_suffix(".logs"), **options)
+
+
+def run(shape: tuple[int, int], directory: Path, *arguments: str, **options: Any) -> str:
+    """The same to its end, which has to be good; what process 0 wrote."""
+    with start(shape, directory, *arguments, **options) as pod:
+        assert pod.wait() == [0] * shape[0], pod.said()
+        return pod.said(0)
+
+
+def samples_of(directory: Path, step: int) -> list[dict]:
+    """The logged generations of a step."""
+    rows = map(json.loads, (directory / "samples.jsonl").read_text().splitlines())
+    return [row for row in rows if row["step"] == step]
+
+
+def checkpoints_of(directory: Path) -> list[int]:
+    """The steps of the complete ones."""
+    return sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
+def params_of(directory: Path, step: int | None = None) -> Any:
+    """Of a checkpoint (None: the newest), on the host."""
+    config = dataclasses.replace(read_config(directory), mesh=MeshConfig())
+    return jax.device_get(load_params(directory, config, mesh_of(config), step)[0])

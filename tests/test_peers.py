@@ -1,4 +1,4 @@
-"""The watch over other processes, with a store in this process; with real ones: test_pods.py."""
+"""The watch over other processes, with a store in this process; with real ones: test_pod_faults.py."""
 
 import threading
 import time

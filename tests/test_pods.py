@@ -1,17 +1,11 @@
-"""Runs of several processes on this machine, and what pods do to them."""
+"""Runs of several processes on this machine: what one process computes, and told to end like one."""
 
-import dataclasses
 import json
 import os
-import random
-import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import chex
 import jax
@@ -20,43 +14,26 @@ import pytest
 from polyepo_jax import convert
 from polyepo_jax.errors import RUN_AGAIN
 from polyepo_jax.model import init, load_hf, save_hf
-from polyepo_jax.run_directory import read_config
-from polyepo_jax.sharding import MeshConfig
-from polyepo_jax.startup import load_params, mesh_of
 from tests.judges.server import JudgeServer
 from tests.judges.test_mesh import MODEL as JUDGE
-from tests.pod import ROOT, Pod, steps_done, training, wait_until
+from tests.pod import (
+    CONFIG,
+    FOREVER,
+    ROOT,
+    Pod,
+    checkpoints_of,
+    params_of,
+    run,
+    samples_of,
+    start,
+    steps_done,
+    training,
+    wait_until,
+)
 from tests.tiny import metrics_of
 from tests.tiny_hf import write_tokenizer
 
-CONFIG = ROOT / "tests" / "pod_config.py"
 pytestmark = pytest.mark.usefixtures("shared_compilations")
-KILLS = int(os.environ.get("POD_KILLS", "4"))
-FOREVER = ("--max-steps", "100000", "--save-interval-steps", "100000")
-
-
-def start(shape, directory: Path, *arguments: str, **options) -> Pod:
-    return Pod(*shape, training(CONFIG, directory, *arguments), directory.with_suffix(".logs"), **options)
-
-
-def run(shape, directory: Path, *arguments: str, **options) -> str:
-    with start(shape, directory, *arguments, **options) as pod:
-        assert pod.wait() == [0] * shape[0], pod.said()
-        return pod.said(0)
-
-
-def samples_of(directory: Path, step: int) -> list[dict]:
-    rows = map(json.loads, (directory / "samples.jsonl").read_text().splitlines())
-    return [row for row in rows if row["step"] == step]
-
-
-def checkpoints_of(directory: Path) -> list[int]:
-    return sorted(int(path.name) for path in (directory / "checkpoints").glob("[0-9]*") if path.name.isdigit())
-
-
-def params_of(directory: Path, step: int | None = None):
-    config = dataclasses.replace(read_config(directory), mesh=MeshConfig())
-    return jax.device_get(load_params(directory, config, mesh_of(config), step)[0])
 
 
 def assert_equal_metrics(first, second):
@@ -73,14 +50,6 @@ def alone(tmp_path_factory):
     """One process with all eight devices."""
     directory = tmp_path_factory.mktemp("alone") / "run"
     run((1, 8), directory, "--eval-interval-steps", "3")
-    return directory
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Two processes of two devices."""
-    directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    run((2, 2), directory)
     return directory
 
 
@@ -172,123 +141,6 @@ def test_a_process_that_waits_for_a_frozen_one_hears_signals(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(undisturbed, tmp_path, victim):
-    directory = tmp_path / "run"
-    with start((2, 2), directory) as pod:
-        pod.until(lambda: steps_done(directory) >= 3, "the third step")
-        pod.send(victim, signal.SIGKILL)
-        codes = pod.wait()
-        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, RUN_AGAIN), pod.said()
-        assert f"process {victim}" in pod.said(1 - victim)
-    run((2, 2), directory)
-    assert metrics_of(directory) == metrics_of(undisturbed)
-    assert (directory / "samples.jsonl").read_text() == (undisturbed / "samples.jsonl").read_text()
-    chex.assert_trees_all_equal(params_of(directory), params_of(undisturbed))
-
-
-@pytest.mark.slow
-def test_a_step_that_hangs_is_reported_with_the_stacks_of_all(tmp_path):
-    directory = tmp_path / "run"
-    with start((4, 1), directory, *FOREVER) as pod:
-        pod.until(lambda: steps_done(directory) >= 4, "the fourth step")
-        pod.send(1, signal.SIGSTOP)
-        pod.until(lambda: "no answer from process 1" in pod.said(0), "a report")
-        pod.send(1, signal.SIGCONT)
-        done = steps_done(directory)
-        pod.until(lambda: steps_done(directory) > done + 1, "two more steps: a report ends nothing")
-        pod.send(1, signal.SIGTERM)
-        assert pod.wait() == [0] * 4, pod.said()
-        report = pod.said(0)
-        assert "this step has taken" in report
-        assert all(re.search(rf"--- .*process(es)? .*{process}", report) for process in range(4))
-        assert "train.py" in report
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_frozen_process_is_lost(tmp_path, victim):
-    directory = tmp_path / "run"
-    with start((2, 2), directory, *FOREVER, environment={"POLYEPO_PEER_TIMEOUT_S": "5"}) as pod:
-        pod.until(lambda: steps_done(directory) >= 1, "the first step")
-        pod.send(victim, signal.SIGSTOP)
-        other = pod.processes[1 - victim]
-        wait_until(lambda: other.poll() is not None, "the end of the other process")
-        assert other.returncode == RUN_AGAIN
-        assert f"lost process {victim} of 2" in pod.said(1 - victim)
-
-
-def has_done(pod: Pod, directory: Path, resumes: bool, step: int) -> bool:
-    """Whether this pod has done a step, and not the one that it goes on from; or has ended."""
-    begun = not resumes or "going on from step" in pod.said(0)
-    return (begun and steps_done(directory) >= step) or pod.processes[0].poll() is not None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
-def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path, shape):
-    """POD_KILLS=50 tries harder. Moments in every phase: starting, restoring, stepping, saving."""
-    whole, directory = tmp_path / "whole", tmp_path / "run"
-    arguments = ("--max-steps", str(10 * KILLS), "--save-interval-steps", "2")
-    run(shape, whole, *arguments)
-    moments = random.Random(0)
-    for _ in range(KILLS):
-        saved = max(checkpoints_of(directory), default=0)
-        with start(shape, directory, *arguments, environment={"POLYEPO_JOIN_TIMEOUT_S": "4"}) as pod:
-            early, wanted = moments.random() < 0.2, saved + moments.randrange(1, 4)
-            # Importing, joining, restoring, compiling; or some steps later, in a step or a save.
-            moment = time.monotonic() + moments.uniform(0, 8) if early else float("inf")
-            wait_until(lambda: time.monotonic() > moment or has_done(pod, directory, saved > 0, wanted), "a step")  # noqa: B023
-            time.sleep(moments.uniform(0, 0.5))
-            pod.send(moments.randrange(shape[0]), signal.SIGKILL)
-            codes = pod.wait()
-            assert set(codes) <= {-signal.SIGKILL, RUN_AGAIN}, pod.said()
-            assert -signal.SIGKILL in codes
-        assert max(checkpoints_of(directory), default=0) >= saved
-        assert "cannot be read" not in pod.said()
-    run(shape, directory, *arguments)
-    assert not (directory / "corrupt_checkpoints").exists()
-    assert metrics_of(directory) == metrics_of(whole)
-    assert (directory / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
-    chex.assert_trees_all_equal(params_of(directory), params_of(whole))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("index", [0, 1])
-def test_a_full_disk_ends_the_run_with_older_checkpoints_intact(undisturbed, tmp_path, index):
-    directory = tmp_path / "run"
-    with start((2, 2), directory, "--save-interval-steps", "1") as pod:
-        pod.until(lambda: len(checkpoints_of(directory)) >= 1 if steps_done(directory) else False, "a checkpoint")
-        pod.limit_files(1024, index)
-        codes = pod.wait()
-        assert codes[index] == 1, pod.said()
-        assert "could not be written" in pod.said(index) or "cannot be written" in pod.said(index)
-        assert "go on with: " in pod.said(index)
-    assert checkpoints_of(directory)
-    run((2, 2), directory, "--save-interval-steps", "1")
-    assert metrics_of(directory) == metrics_of(undisturbed)
-    chex.assert_trees_all_equal(params_of(directory), params_of(undisturbed))
-
-
-@pytest.mark.slow
-def test_a_flipped_byte_in_one_shard_is_found_named_and_passed_over_by_all(undisturbed, tmp_path):
-    directory = tmp_path / "run"
-    shutil.copytree(undisturbed, directory)
-    newest = checkpoints_of(directory)[-1]
-    shards = [p for p in (directory / "checkpoints" / str(newest) / "params").rglob("*") if p.is_file()]
-    shard = max(shards, key=lambda path: path.stat().st_size)
-    content = bytearray(shard.read_bytes())
-    content[len(content) // 2] ^= 1
-    shard.write_bytes(content)
-    said = run((2, 2), directory)
-    assert f"checkpoint {newest} cannot be read" in said
-    assert shard.name in said
-    assert (directory / "corrupt_checkpoints" / str(newest)).is_dir()
-    assert metrics_of(directory) == metrics_of(undisturbed)
-    chex.assert_trees_all_equal(params_of(directory), params_of(undisturbed))
-
-
-@pytest.mark.slow
 def test_a_judge_on_the_mesh_reads_the_responses_of_all_processes(tmp_path):
     judge, rubric = tmp_path / "judge", tmp_path / "rubric.txt"
     save_hf(judge, JUDGE, jax.tree.map(lambda x: x * 4, init(JUDGE, jax.random.key(0))))
@@ -319,20 +171,6 @@ def test_a_judge_behind_http_is_asked_once_for_each_prompt(tmp_path):
         last, again = (metrics_of(tmp_path / name)[2] for name in "12")
         assert (again["judge/cached"], again["judge/attempts"]) == (8, 0)
         assert again["clusters/distinct"] == last["clusters/distinct"] > 0
-
-
-@pytest.mark.slow
-def test_a_pod_at_a_url_goes_on_from_other_machines(undisturbed, tmp_path):
-    there = tmp_path / "bucket" / "run"
-    url = f"file://{there}"
-    for number, steps in enumerate((2, 6)):
-        environment = {"POLYEPO_CACHE": str(tmp_path / f"machine{number}")}
-        with Pod(2, 2, [*training(CONFIG, url, "--max-steps", str(steps))], tmp_path, environment=environment) as pod:
-            assert pod.wait() == [0, 0], pod.said()
-            assert f"done: step {steps}, in {url}" in pod.said(0)
-    assert metrics_of(there) == metrics_of(undisturbed)
-    assert (there / "samples.jsonl").read_text() == (undisturbed / "samples.jsonl").read_text()
-    chex.assert_trees_all_equal(params_of(there), params_of(undisturbed))
 
 
 @pytest.mark.slow
@@ -423,75 +261,3 @@ def test_the_pod_on_a_laptop(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "done: step 1" in done.stderr + done.stdout
     assert steps_done(tmp_path / "run") == 1
-
-
-def lock(directory: Path, mode: int) -> None:
-    for name in ("checkpoints", "manifests"):
-        (directory / name).chmod(mode)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
-def test_where_nothing_can_be_written_any_more_the_run_stops(undisturbed, tmp_path, shape):
-    directory = tmp_path / "run"
-    with start(shape, directory, "--save-interval-steps", "1", obedient=True) as pod:
-        pod.until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
-        lock(directory, 0o555)
-        assert pod.wait() == [1] * shape[0], pod.said()
-        assert "could not be written: " in pod.said(0)
-        assert "Permission denied" in pod.said(0)
-        assert "go on with: " in pod.said(0)
-    lock(directory, 0o755)
-    assert len(checkpoints_of(directory)) >= 2
-    run(shape, directory, "--save-interval-steps", "1")
-    if shape == (2, 2):
-        assert metrics_of(directory) == metrics_of(undisturbed)
-
-
-@pytest.mark.slow
-def test_where_nothing_can_be_written_for_a_while_the_run_can_go_on(tmp_path):
-    directory = tmp_path / "run"
-    arguments = "--save-interval-steps", "1", "--on-save-failure", "continue", "--max-to-keep", "1000"
-    with start((2, 2), directory, *arguments, "--max-steps", "100000", obedient=True) as pod:
-        pod.until(lambda: len(checkpoints_of(directory)) >= 2, "two checkpoints")
-        lock(directory, 0o555)
-        pod.until(lambda: pod.said(0).count("going on without it") >= 2, "two failed saves")
-        kept = checkpoints_of(directory)
-        lock(directory, 0o755)
-        pod.until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
-        pod.send(1, signal.SIGTERM)
-        assert pod.wait() == [0, 0], pod.said()
-    assert set(kept) < set(checkpoints_of(directory))
-    assert max(checkpoints_of(directory)) == steps_done(directory)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
-@pytest.mark.parametrize("then", ["stop", "continue"])
-def test_a_disk_that_fills_up_while_a_save_begins_holds_up_nobody(tmp_path, shape, then):
-    directory = tmp_path / "run"
-    arguments = "--save-interval-steps", "1", "--on-save-failure", then
-    with start(shape, directory, *arguments, environment={"POD_NO_DIRECTORY": "3"}) as pod:
-        codes = pod.wait(120)  # orbax by itself would wait five minutes
-        assert codes == [0 if then == "continue" else 1] * shape[0], pod.said()
-        assert "checkpoint 3 could not be written: " in pod.said(0)
-        assert "No space left on device" in pod.said(0)
-        assert "Traceback" not in pod.said()
-    assert checkpoints_of(directory) == ([5, 6] if then == "continue" else [1, 2])
-
-
-@pytest.mark.slow
-def test_a_full_disk_in_one_process_is_no_end_where_the_run_may_go_on(tmp_path):
-    directory = tmp_path / "run"
-    arguments = "--save-interval-steps", "2", "--on-save-failure", "continue", "--max-steps", "100000"
-    with start((2, 2), directory, *arguments) as pod:
-        pod.until(lambda: len(checkpoints_of(directory)) >= 1, "a checkpoint")
-        pod.limit_files(1024, 1)
-        pod.until(lambda: "going on without it" in pod.said(0), "a failed save")
-        kept = checkpoints_of(directory)
-        pod.limit_files(resource.RLIM_INFINITY, 1)
-        pod.until(lambda: max(checkpoints_of(directory)) > max(kept), "another checkpoint")
-        pod.send(1, signal.SIGTERM)
-        assert pod.wait() == [0, 0], pod.said()
-        assert "process 1: " in pod.said(0)
-    assert "cannot be read" not in run((1, 4), directory, *arguments[:4], "--max-steps", str(steps_done(directory) + 1))

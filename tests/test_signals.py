@@ -1,4 +1,4 @@
-"""Signals while the main thread is in C code; those of a whole run: test_commands.py, of a pod: test_pods.py."""
+"""Signals while the main thread is in C code; those of a whole run: test_train.py, of a pod: test_pods.py."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Slow steps, on a clock that tests set; the threads of real processes: test_pods.py."""
+"""Slow steps, on a clock that tests set; the threads of real processes: test_pod_faults.py."""
 
 import concurrent.futures
 import threading
