@@ -93,8 +93,8 @@ class LoggingConfig:
       tensorboard: write event files to the run directory.
       wandb_project: also log to this Weights & Biases project (extra `wandb`).
       samples_interval_steps: every so many steps, the generations of one prompt go to samples.jsonl.
-      slow_step_factor: a step that takes so many times the median of those before it, and 10 s at least, is reported
-        with the stacks of every process; 0 for never.
+      slow_step_factor: a step, save or evaluation that takes so many times the median of those before it, and 10 s at
+        least, is reported with the stacks of every process; 0 for never.
     """
 
     tensorboard: bool = True

@@ -412,7 +412,7 @@ class Session:
         self._unevaluated = None
         if self._evaluates_after(step):
             try:
-                with self._watchdog.paused():
+                with self._watchdog.aside("evaluation"):
                     evaluation = self._evaluate()
             except Interrupted:
                 self._unevaluated = metrics
@@ -534,7 +534,7 @@ class Session:
             "config": to_json(self._config),
             "config_hash": run_directory.config_hash(self._config),
         }
-        with self._watchdog.paused():
+        with self._watchdog.aside("save"):
             with self._save_errors():
                 self._checkpoints.wait()
             with self._save_errors(needed):
@@ -570,7 +570,8 @@ class Session:
         )
 
     def _finish_saving(self) -> None:
-        with self._watchdog.paused(), self._save_errors(needed=True):
+        # Until all is written, which a save by itself does not wait for.
+        with self._watchdog.aside("wait for the last save"), self._save_errors(needed=True):
             self._checkpoints.wait()
         self._push(needed=True)
 

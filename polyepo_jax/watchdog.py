@@ -1,4 +1,4 @@
-"""Reports a step that takes far longer than steps do, with what every process is doing.
+"""Reports a step, save or evaluation that takes far longer than those before it, with what every process is doing.
 
 One stuck machine holds up all others, which wait for it in a collective: the stack that matters is another's than the
 one a user sees. They are asked for through the key-value store of jax.distributed, which works while collectives hang.
@@ -6,6 +6,7 @@ one a user sees. They are asked for through the key-value store of jax.distribut
 
 import collections
 import contextlib
+import dataclasses
 import json
 import statistics
 import sys
@@ -18,7 +19,8 @@ from typing import Protocol
 import jax
 
 _INTERVAL_S = 1.0
-_MIN_STEPS = 3  # before them nobody knows how long a step takes
+_MIN_STEPS = 3  # before them nobody knows how long a step takes,
+_UNKNOWN_S = 1800.0  # but no compilation takes as long as this
 _MIN_S = 10.0
 _WAIT_FOR_STACKS_S = 10.0
 _WATCHING = ("peers", "signals", "watchdog")  # threads that say nothing of the run
@@ -34,11 +36,21 @@ class Store(Protocol):
     def delete(self, key: str) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class _UnderWay:
+    """What the run is at, and since when; it is reported (again) once so many seconds are gone."""
+
+    what: str
+    began: float
+    next_report_s: float = 0.0
+
+
 class Watchdog:
     """Watches the steps of a run, in a thread; process 0 does, and the others answer it.
 
     Args:
-      factor: a step is slow that takes so many times the median of the last hundred, and at least 10 s; 0: never.
+      factor: a step is slow that takes so many times the median of the last hundred, and at least 10 s; 0: never. The
+        first three are slow after half an hour.
       report: told of a slow step, in process 0, from another thread.
       process, num_processes: this one, and how many there are.
       store: shared by all processes; None for a process by itself.
@@ -59,15 +71,12 @@ class Watchdog:
         self._process, self._num_processes = process, num_processes
         self._closed = threading.Event()
         self._pause = self._closed.wait if pause is None else pause
-        self._durations: collections.deque[float] = collections.deque(maxlen=100)
+        self._durations: dict[str, collections.deque[float]] = {}
         self._lock = threading.Lock()
-        self._began, self._paused_at = clock(), None
-        self._next_report_s = 0.0  # elapsed time at which the present step is reported (again)
+        self._at = _UnderWay("step", clock())
         self._answered = ""  # the last question that was answered
         self._num_reports = 0
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-
-    _paused_at: float | None
 
     def start(self) -> None:
         """Begins to watch."""
@@ -83,22 +92,24 @@ class Watchdog:
     def step_done(self, duration_s: float) -> None:
         """A step is over, which took so long; another one begins."""
         with self._lock:
-            self._durations.append(duration_s)
-            self._began = self._clock()
-            self._next_report_s = 0.0
+            self._note("step", duration_s)
+            self._at = _UnderWay("step", self._clock())
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Within it time is no part of the step."""
+    def aside(self, what: str) -> Iterator[None]:
+        """Within it time is no part of the step, but of something else, a save say, that is compared with its like."""
         with self._lock:
-            self._paused_at = self._clock()
+            step, self._at = self._at, _UnderWay(what, self._clock())
         try:
             yield
         finally:
             with self._lock:
-                assert self._paused_at is not None
-                self._began += self._clock() - self._paused_at
-                self._paused_at = None
+                duration_s = self._clock() - self._at.began
+                self._note(what, duration_s)
+                self._at = dataclasses.replace(step, began=step.began + duration_s)
+
+    def _note(self, what: str, duration_s: float) -> None:
+        self._durations.setdefault(what, collections.deque(maxlen=100)).append(duration_s)
 
     def _run(self) -> None:
         while not self._closed.is_set():
@@ -113,16 +124,21 @@ class Watchdog:
             self._answer()
             return
         with self._lock:
-            if self._paused_at is not None or len(self._durations) < _MIN_STEPS:
+            at, elapsed = self._at, self._clock() - self._at.began
+            durations = self._durations.get(at.what, ())
+            median = statistics.median(durations) if len(durations) >= _MIN_STEPS else None
+            limit = _UNKNOWN_S if median is None else max(self._factor * median, _MIN_S)
+            if elapsed < max(limit, at.next_report_s):
                 return
-            elapsed, median = self._clock() - self._began, statistics.median(self._durations)
-            if elapsed < max(self._factor * median, _MIN_S, self._next_report_s):
-                return
-            self._next_report_s = 2 * elapsed  # a step that never ends is to fill no disk
-        times = elapsed / median if median else float("inf")
+            # One that never ends is to fill no disk.
+            self._at = dataclasses.replace(at, next_report_s=2 * elapsed)
+        against = "longer than one should"
+        if median is not None:
+            times = elapsed / median if median else float("inf")
+            against = f"{times:.0f} times the median of {median:{'.2g' if median < 10 else '.0f'}} s"
         self._report(
-            f"this step has taken {elapsed:.0f} s so far, {times:.0f} times the median of {median:.2g} s (see "
-            f"logging.slow_step_factor); what the processes are doing:\n{_grouped(self._stacks(), self._num_processes)}"
+            f"this {at.what} has taken {elapsed:.0f} s so far, {against} (see logging.slow_step_factor); what the "
+            f"processes are doing:\n{_grouped(self._stacks(), self._num_processes)}"
         )
 
     def _answer(self) -> None:

@@ -102,19 +102,22 @@ def test_short_steps_may_take_ten_seconds(clock, reports):
     assert len(reports) == 1
 
 
-def test_the_first_steps_compile_and_are_not_judged(clock, reports):
+def test_the_first_steps_compile_and_have_half_an_hour(clock, reports):
     dog = watchdog(clock, reports)
     steps(dog, clock, 1, 1)
-    clock.wait(1000)
+    clock.wait(1799)
     dog.look()
     assert reports == []
+    clock.wait(1)
+    dog.look()
+    assert "this step has taken 1800 s so far, longer than one should" in reports[0]
 
 
 def test_evaluating_and_saving_are_no_part_of_a_step(clock, reports):
     dog = watchdog(clock, reports)
     steps(dog, clock, 2, 2, 2)
     clock.wait(10)
-    with dog.paused():
+    with dog.aside("save"):
         clock.wait(1000)
         dog.look()
     clock.wait(9)
@@ -122,7 +125,34 @@ def test_evaluating_and_saving_are_no_part_of_a_step(clock, reports):
     assert reports == []
     clock.wait(1)
     dog.look()
-    assert "taken 20 s so far" in reports[0]
+    assert "this step has taken 20 s so far" in reports[0]
+    with dog.aside("save"):
+        clock.wait(1000)
+    dog.look()
+    assert len(reports) == 1  # of the step no more than before
+
+
+def test_they_are_compared_with_their_like(clock, reports):
+    dog = watchdog(clock, reports)
+    steps(dog, clock, 2, 2, 2)
+    for duration in (100, 100, 100, 999):
+        with dog.aside("evaluation"):
+            clock.wait(duration)
+            dog.look()
+        with dog.aside("save"):
+            clock.wait(10)
+            dog.look()
+    assert reports == []
+    with dog.aside("evaluation"):
+        clock.wait(1000)
+        dog.look()
+    with dog.aside("save"):
+        clock.wait(100)
+        dog.look()
+    assert [report.partition(" (")[0] for report in reports] == [
+        "this evaluation has taken 1000 s so far, 10 times the median of 100 s",
+        "this save has taken 100 s so far, 10 times the median of 10 s",
+    ]
 
 
 def test_all_processes_say_what_they_do_and_the_silent_are_named(clock, reports, monkeypatch):
