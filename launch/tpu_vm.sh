@@ -9,7 +9,7 @@
 #   launch/tpu_vm.sh [--dry-run] all ARGUMENTS...  run; then fetch the log, and delete everything however it ended
 #   launch/tpu_vm.sh [--dry-run] tail              follow the log of worker 0
 #   launch/tpu_vm.sh [--dry-run] status            state of the resource and of the run on each worker
-#   launch/tpu_vm.sh [--dry-run] stop              have the run finish its step, save and end
+#   launch/tpu_vm.sh [--dry-run] stop              have the run save and end
 #   launch/tpu_vm.sh [--dry-run] delete            delete the TPU, and list what is left; safe to repeat
 #
 #   NAME=polaris PROJECT=my-project ZONE=us-west4-a SERVICE_ACCOUNT=trainer@my-project.iam.gserviceaccount.com \

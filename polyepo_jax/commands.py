@@ -17,7 +17,7 @@ OPTIONS = """\
                   not given
   --profile       write a jax.profiler trace of a few steps to DIR/profile
   --stopped-exit-code N
-                  status to exit with where a signal stopped the run before its last step; 0 if not given
+                  status to exit with where a signal stopped the run before its end; 0 if not given
   --coordinator-address HOST:PORT, --num-processes N, --process-id I
                   of a run of several processes, where SLURM or a TPU's metadata do not say them; or the environment
                   (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID)

@@ -424,7 +424,12 @@ def grade(
 
 def _threads(stack: contextlib.ExitStack, name: str, count: int) -> ThreadPoolExecutor:
     executor = ThreadPoolExecutor(count, thread_name_prefix=name)
-    stack.callback(executor.shutdown, cancel_futures=True)
+
+    def close(kind: type[BaseException] | None, *_: object) -> None:
+        # What is under way ends before the process does: not before the run is saved, where that is in a hurry.
+        executor.shutdown(wait=kind is not Interrupted, cancel_futures=True)
+
+    stack.push(close)
     return executor
 
 

@@ -29,7 +29,7 @@ from polyepo_jax.config_files import to_json
 from polyepo_jax.errors import InputError, Interrupted, RunError
 from polyepo_jax.evaluation import sample
 from polyepo_jax.judges import Rubric
-from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer
+from polyepo_jax.metrics import JsonLines, Progress, TensorBoard, WeightsAndBiases, Writer, read_lines
 from polyepo_jax.model import init
 from polyepo_jax.sharding import any_process
 from polyepo_jax.startup import (
@@ -269,10 +269,17 @@ class Session:
                 self._notes.append(f"resumed on {_machines()}, was saved by {meta['machines']}")
             self._init_step = meta["init_step"]
             self._unevaluated = meta.get("unevaluated")
+            if self._unevaluated is not None and self._has_metrics_of(int(self.state.step)):
+                self._unevaluated = None  # it was evaluated since
             params = self._make_initial_params(self._init_step)[0] if spec.loss.needs_reference else ()
         self.reference_params = params if spec.loss.needs_reference else ()
         self._initial = None
         return int(self.state.step)
+
+    def _has_metrics_of(self, step: int) -> bool:
+        """Whether the log has them already, the same in all processes."""
+        lines = read_lines(self._directory / "metrics.jsonl") if distributed.is_primary() else []
+        return any(distributed.gather(any(line["step"] == step for line in lines)))
 
     def _catch_signals(self, stack: contextlib.ExitStack) -> None:
         def request_stop(number: int) -> None:
@@ -292,14 +299,17 @@ class Session:
         After the body it saves, evaluates and stops as the config and signals say.
         """
         config, first_step = self._config, int(self.state.step)
+        is_to_evaluate = self._unevaluated is not None
         if self._unevaluated is not None:
             self._record(first_step, self._unevaluated)
             if self._unevaluated is not None:  # a signal again: the checkpoint is as it was
                 self._say_stopped(first_step, "its evaluation not done")
                 return
+            self._keep_logs(needed=True)  # there may be no further save
         if first_step >= config.max_steps:
             self.complete = True
-            self._progress.say(f"nothing to do: {self._where} is at step {first_step} of {config.max_steps}")
+            what = "evaluated" if is_to_evaluate else "nothing to do"
+            self._progress.say(f"{what}: {self._where} is at step {first_step} of {config.max_steps}")
             return
         self.settled_at, self._aside_s = time.perf_counter(), 0.0
         for step in range(first_step, config.max_steps):
@@ -428,6 +438,15 @@ class Session:
         """Whether a signal asks the run to end, here or, as far as this process has heard, in another process."""
         return self._stop_signal is not None or peers.stop_requested()
 
+    def raise_if_stopped(self, reason: str) -> None:
+        """Asks all processes, which all call this at the same point, once the devices have done what is dispatched.
+
+        Raises:
+          Interrupted: in all of them, as one is asked to end the run.
+        """
+        if any(distributed.gather(self.stop_requested)):
+            raise Interrupted(reason)
+
     def _has_news(self) -> bool:
         """Whether all processes should talk after this step: about stopping, or about a save that failed."""
         return self.stop_requested or self._checkpoints.failed
@@ -487,6 +506,7 @@ class Session:
         self._progress.say(line)
 
     def _evaluate(self) -> dict[str, float]:
+        self.raise_if_stopped("an evaluation was due")
         start = time.perf_counter()
         evaluation = self._config.evaluation
         samples = sample(
@@ -520,10 +540,7 @@ class Session:
         """Starts to save; `needed` where the run ends with it."""
         start = time.perf_counter()
         # The log first: what a checkpoint continues from must be on the disk before the checkpoint is.
-        with self._log_errors():
-            for log in self._logs:
-                log.sync()
-        self._push(needed)
+        self._keep_logs(needed)
         meta = {
             "fingerprint": self._fingerprint,
             "rubric": self._rubric,
@@ -540,6 +557,13 @@ class Session:
             with self._save_errors(needed):
                 self._checkpoints.save(self.state, meta)
         self._aside_s += time.perf_counter() - start
+
+    def _keep_logs(self, needed: bool) -> None:
+        """Returns when all that was logged is on the disk, and where the run lives."""
+        with self._log_errors():
+            for log in self._logs:
+                log.sync()
+        self._push(needed)
 
     @contextlib.contextmanager
     def _save_errors(self, needed: bool = False) -> Iterator[None]:

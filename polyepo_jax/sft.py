@@ -36,7 +36,7 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
     """Runs, or goes on with, the run in `directory`.
 
     Returns:
-      Whether it came to its last step, and was not stopped before.
+      Whether it came to its end, and was not stopped before.
 
     Raises:
       InputError: bad input, found before anything is written.

@@ -53,7 +53,7 @@ _listener: _Listener | None = None
 
 
 def listen(told: Callable[[int], None]) -> None:
-    """From now on, to the end of the process, `told` is called with the number of the first signal; a second one ends
+    """From now on, until the interpreter ends, `told` is called with the number of the first signal; a second one ends
     the process at once."""
     global _listener
     assert _listener is None

@@ -217,7 +217,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
     """Runs, or goes on with, the run in `directory`.
 
     Returns:
-      Whether it came to its last step, and was not stopped before.
+      Whether it came to its end, and was not stopped before.
 
     Raises:
       InputError: bad input, found before anything is written.
@@ -242,6 +242,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 draws = [draw(config, session, grader, batch, step_key, 0)]
                 groups = draws[0].groups
                 while len(draws) < algorithm.max_prompt_batches and num_informative(groups) < config.prompts_per_step:
+                    session.raise_if_stopped("further prompts were to be drawn")
                     draws.append(draw(config, session, grader, session.next_prompts(), step_key, len(draws)))
                     groups = keep_informative(groups, draws[-1].groups)
             except GradingStopped as stopped:

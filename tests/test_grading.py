@@ -315,6 +315,24 @@ def test_a_run_that_is_asked_to_end_does_not_wait_for_its_judge(monkeypatch):
             gate.opened.set()
 
 
+def test_a_run_that_gives_up_what_it_does_waits_for_no_verifier():
+    released, ended = threading.Event(), threading.Event()
+
+    class Slow(Scripted):
+        def verify(self, problem, response):
+            released.wait(60)
+            ended.set()
+            return 0.0
+
+    try:
+        with contextlib.suppress(Interrupted), Grader(Slow()) as grader:
+            submit(grader, PROBLEMS[:1])
+            raise Interrupted("a wave is done")
+        assert not ended.is_set()
+    finally:
+        released.set()
+
+
 def test_what_user_code_raises_is_one_short_line():
     class Verbose(Scripted):
         def verify(self, problem, response):

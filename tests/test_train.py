@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyepo_jax import evaluate, report, session
+from polyepo_jax import evaluate, remote, report, session
 from polyepo_jax import train as train_module
 from polyepo_jax.config import AlgorithmConfig, EvaluationConfig, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config_files import to_json
@@ -166,12 +166,15 @@ def test_a_signal_during_the_rollouts_saves_what_was_done_before(finished, tmp_p
 
 
 def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("POLYEPO_CACHE", str(tmp_path / "cache"))
+    there = tmp_path / "there"
+    directory = remote.working_copy(Path(f"file://{there}"))  # what is logged has to come to the URL, too
     num_evaluations = 0
 
     def sample(*arguments, original=session.sample):
         nonlocal num_evaluations
         num_evaluations += 1
-        if num_evaluations in (1, 2, 5):  # that after step 3, again on resuming, and that after the last step
+        if num_evaluations in (1, 2, 4):  # that after step 3, again on resuming, and that after the last step
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
@@ -179,20 +182,22 @@ def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(fin
     evaluation = dataclasses.replace(rl_config().evaluation, max_rows=4)  # four waves
     config = rl_config(save_interval_steps=100, eval_interval_steps=3, evaluation=evaluation)
     for _ in range(2):
-        run(config, tmp_path)
+        run(config, directory)
         assert f"stopped at step 3 of 6 (its evaluation not done); go on with: {COMMAND}" in capsys.readouterr().err
-        assert len(metrics_of(tmp_path)) == 2
-        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+        assert len(metrics_of(directory)) == 2
+        assert [path.name for path in (there / "checkpoints").iterdir()] == ["3"]
     with monkeypatch.context() as patch:  # evaluated, and dead before the next checkpoint
         patch.setattr(session.Session, "next_prompts", lambda session: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run(config, tmp_path)
-    assert len(metrics_of(tmp_path)) == 3
-    run(config, tmp_path)
+            run(config, directory)
+    assert len(metrics_of(directory)) == 3
+    run(config, directory)
     assert "stopped at step 6 of 6 (its evaluation not done)" in capsys.readouterr().err
-    run(config, tmp_path)
-    assert_same_run(finished, tmp_path, config)
-    assert num_evaluations == 6
+    for what in ("evaluated", "nothing to do"):
+        run(config, directory)
+        assert f"{what}: file://{there} is at step 6 of 6" in capsys.readouterr().err
+    assert_same_run(finished, there, config)
+    assert num_evaluations == 5
 
 
 @dataclasses.dataclass(frozen=True)

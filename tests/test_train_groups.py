@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from polyepo_jax import train as train_module
 from polyepo_jax.config import AlgorithmConfig, Config
 from polyepo_jax.config_files import load
 from polyepo_jax.errors import InputError
+from polyepo_jax.session import Session
 from polyepo_jax.sets import GRPO, Polychromic, SetAdvantage, group_advantages
-from polyepo_jax.train import Groups, keep_informative
+from polyepo_jax.train import Groups, keep_informative, train
 from polyepo_jax.types import Grades, Prompts, Rollouts
 from tests.test_train import assert_same_run, run
 from tests.tiny import EasyPolynomial, metrics_of, rl_config
@@ -149,6 +151,16 @@ def test_dynamic_sampling_draws_until_groups_carry_signal_and_resumes(tmp_path):
     run(dataclasses.replace(config, max_steps=2), tmp_path / "parts")
     run(config, tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts", config)
+
+
+def test_a_run_that_is_told_to_end_draws_no_further_prompts(tmp_path, monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(train_module, "num_informative", lambda groups: bool(told.append(True)))
+    monkeypatch.setattr(Session, "stop_requested", property(lambda session: bool(told)))
+    algorithm = AlgorithmConfig(advantage=GRPO(), max_prompt_batches=5)
+    assert not train(rl_config(algorithm=algorithm), tmp_path, "again")
+    assert told == [True]
+    assert "stopped at step 0 of 6 (the next one given up: further prompts were to be drawn)" in capsys.readouterr().err
 
 
 def test_dynamic_sampling_stops_at_its_cap(tmp_path):

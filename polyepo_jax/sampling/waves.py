@@ -111,13 +111,16 @@ def until_stopped(waves: Iterable[Tree], mesh: Mesh, stop_requested: Callable[[]
       Interrupted: in all processes, after the same wave, which may be the last one.
     """
 
-    def ask() -> jax.Array:
-        # Behind the wave that was dispatched last, before the one that the next `yield` dispatches.
-        return any_process(mesh, stop_requested())
+    several = jax.process_count() > 1
+
+    def ask() -> jax.Array | None:
+        # Behind the wave that was dispatched last, before the one that asking for a wave dispatches.
+        return any_process(mesh, stop_requested()) if several else None
 
     asked = ask()
     for wave in waves:
         yield wave
-        if bool(asked):  # there, as the wave is
+        # The answer is there, as the wave is; one process needs none.
+        if stop_requested() if asked is None else bool(asked):
             raise Interrupted("responses were being sampled")
         asked = ask()

@@ -159,9 +159,13 @@ def test_weights_gathered_or_not_give_the_same_tokens(params, one_wave):
     np.testing.assert_array_equal(rollouts.tokens_PNT, one_wave.tokens_PNT)
 
 
-@pytest.mark.parametrize(("asked_at", "last"), [(-1, 0), (0, 1), (2, 3), (3, None), (9, None)])
-def test_a_run_that_is_asked_to_end_is_given_no_further_waves(asked_at, last):
-    """Asked while a wave is under way, it ends with the next one at the latest."""
+@pytest.mark.parametrize(
+    ("num_processes", "asked_at", "last"),
+    [(1, -1, 0), (1, 0, 0), (1, 2, 2), (1, 3, 3), (1, 9, None), (2, -1, 0), (2, 0, 1), (2, 2, 3), (2, 3, None)],
+)
+def test_a_run_that_is_asked_to_end_is_given_no_further_waves(monkeypatch, num_processes, asked_at, last):
+    """Asked while it has a wave, it ends with that one, or, where processes have to agree, with the next."""
+    monkeypatch.setattr(jax, "process_count", lambda: num_processes)
     seen = []
     ended = contextlib.nullcontext() if last is None else pytest.raises(Interrupted)
     with ended:
