@@ -82,11 +82,15 @@ def has_done(pod: Pod, directory: Path, resumes: bool, step: int) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [(1, 2), (2, 2)])
-def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path, shape):
-    """POD_KILLS=50 tries harder. Moments in every phase: starting, restoring, stepping, saving."""
+@pytest.mark.parametrize(
+    ("shape", "number"), [((1, 2), signal.SIGKILL), ((2, 2), signal.SIGKILL), ((2, 2), signal.SIGTERM)]
+)
+def test_random_signals_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path, shape, number):
+    """Moments in every phase: starting, restoring, sampling, updating, evaluating, saving. More with POD_KILLS=50."""
     whole, directory = tmp_path / "whole", tmp_path / "run"
-    arguments = ("--max-steps", str(10 * KILLS), "--save-interval-steps", "2")
+    intervals = "--save-interval-steps", "2", "--eval-interval-steps", "3", "--stopped-exit-code", str(RUN_AGAIN)
+    waves = "--sampling.max-rows", "8", "--evaluation.max-rows", "4"
+    arguments = ("--max-steps", str(10 * KILLS), *intervals, *waves)
     run(shape, whole, *arguments)
     moments = random.Random(0)
     for _ in range(KILLS):
@@ -97,11 +101,14 @@ def test_random_kills_lose_nothing_but_steps_since_the_last_checkpoint(tmp_path,
             moment = time.monotonic() + moments.uniform(0, 8) if early else float("inf")
             wait_until(lambda: time.monotonic() > moment or has_done(pod, directory, saved > 0, wanted), "a step")  # noqa: B023
             time.sleep(moments.uniform(0, 0.5))
-            pod.send(moments.randrange(shape[0]), signal.SIGKILL)
+            pod.send(moments.randrange(shape[0]), number)
             codes = pod.wait()
-            assert set(codes) <= {-signal.SIGKILL, RUN_AGAIN}, pod.said()
-            assert -signal.SIGKILL in codes
-        assert max(checkpoints_of(directory), default=0) >= saved
+            assert set(codes) <= {-number, RUN_AGAIN}, pod.said()
+            assert number != signal.SIGKILL or -number in codes
+        newest = max(checkpoints_of(directory), default=0)
+        assert newest >= saved
+        if "stopped at step" in pod.said(0):
+            assert f"stopped at step {newest} of" in pod.said(0)  # nothing is lost at all
         assert "cannot be read" not in pod.said()
     run(shape, directory, *arguments)
     assert not (directory / "corrupt_checkpoints").exists()
