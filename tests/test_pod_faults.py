@@ -92,10 +92,11 @@ def test_random_signals_lose_nothing_but_steps_since_the_last_checkpoint(tmp_pat
     waves = "--sampling.max-rows", "8", "--evaluation.max-rows", "4"
     arguments = ("--max-steps", str(10 * KILLS), *intervals, *waves)
     run(shape, whole, *arguments)
+    timeouts = {"POLYEPO_JOIN_TIMEOUT_S": "4", "POLYEPO_PEER_TIMEOUT_S": "10"}
     moments = random.Random(0)
     for _ in range(KILLS):
         saved = max(checkpoints_of(directory), default=0)
-        with start(shape, directory, *arguments, environment={"POLYEPO_JOIN_TIMEOUT_S": "4"}) as pod:
+        with start(shape, directory, *arguments, environment=timeouts) as pod:
             early, wanted = moments.random() < 0.2, saved + moments.randrange(1, 4)
             # Importing, joining, restoring, compiling; or some steps later, in a step or a save.
             moment = time.monotonic() + moments.uniform(0, 8) if early else float("inf")
