@@ -2,7 +2,8 @@
 
 POD_JUDGE and POD_RUBRIC give it a judge on the mesh, POD_JUDGE_URL one behind HTTP. POD_GATE, a directory, has each
 process note there that it reads its config, and wait for a file `open`. POD_NO_DIRECTORY, the number of a step, has
-orbax fail to make the directory of its checkpoint, after the disk was found to be writable.
+orbax fail to make the directory of its checkpoint, after the disk was found to be writable. POD_EVALUATES, a file, is
+made when an evaluation begins.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from orbax.checkpoint._src.path import async_path
 
+from polyepo_jax import session
 from polyepo_jax.config import Config
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.judges import HTTPJudge, MeshJudge, Rubric, Transport
@@ -32,6 +34,14 @@ def get_config() -> Config:
             return make(path, **options)
 
         async_path.mkdir = fail
+    if "POD_EVALUATES" in os.environ:
+        sample = session.sample
+
+        def sample_and_tell(*arguments):
+            Path(os.environ["POD_EVALUATES"]).touch()
+            return sample(*arguments)
+
+        session.sample = sample_and_tell
     judge = JudgeConfig()
     if "POD_JUDGE" in os.environ:
         rubric = Rubric(path=os.environ["POD_RUBRIC"])

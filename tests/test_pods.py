@@ -211,8 +211,9 @@ def test_a_signal_during_an_evaluation_saves_first(alone, tmp_path):
         "4",
     )
     arguments = *evaluation, "--max-steps", "3", "--save-interval-steps", "3"
-    with start((2, 2), directory, *arguments) as pod:
-        pod.until(lambda: steps_done(directory) >= 2, "the third step")
+    evaluates = tmp_path / "evaluates"
+    with start((2, 2), directory, *arguments, environment={"POD_EVALUATES": str(evaluates)}) as pod:
+        pod.until(evaluates.exists, "the evaluation")
         pod.send(1, signal.SIGTERM)
         assert pod.wait() == [0, 0], pod.said()
         assert "stopped at step 3 of 3 (its evaluation not done); go on with: " in pod.said(0)
