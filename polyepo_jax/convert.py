@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import tyro
 
-from polyepo_jax import model_directory, remote, run_directory
-from polyepo_jax.command_line import parse_command_line
+from polyepo_jax.config.command_line import parse_command_line
+from polyepo_jax.config.meshes import mesh_to_sample
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import ModelConfig, save_hf
-from polyepo_jax.startup import load_params, mesh_to_sample
+from polyepo_jax.pods import object_storage
+from polyepo_jax.runs import model_directory, run_directory
+from polyepo_jax.runs.startup import load_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +71,9 @@ class HfExport:
             config, params = model_directory.read(self.source)
             out, companions = self.out, companions or self.source
         else:
-            source = remote.working_copy(self.source)
+            source = object_storage.working_copy(self.source)
             run = run_directory.read_config(source)
-            if self.out is None and remote.has_url(source):
+            if self.out is None and object_storage.has_url(source):
                 raise InputError(f"{self.source} is no directory of this machine: give --out")
             config = run.model
             tokenizer_dir = getattr(run.task.tokenizer, "directory", None)

@@ -77,3 +77,8 @@ def _end(error: BaseException, status: int) -> None:
     if _part is not None:
         _part(error, status)
     sys.exit(status)
+
+
+def warn_on_stderr(line: str) -> None:
+    """For what must be seen before there is a progress line."""
+    print(line, file=sys.stderr)

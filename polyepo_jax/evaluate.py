@@ -14,17 +14,21 @@ from typing import Any, Literal
 import rich.console
 import rich.table
 
-from polyepo_jax import data, distributed, model_directory, peers, remote, run_directory
-from polyepo_jax.command_line import parse_command_line
-from polyepo_jax.commands import PROCESS_FLAGS, take
+from polyepo_jax.commands.start import PROCESS_FLAGS, take
 from polyepo_jax.config import RunConfig
-from polyepo_jax.config_files import load, to_json
-from polyepo_jax.errors import InputError, RunError, run_command
+from polyepo_jax.config.command_line import parse_command_line
+from polyepo_jax.config.files import load, to_json
+from polyepo_jax.config.meshes import mesh_to_sample
+from polyepo_jax.config.specs import evaluation_spec, stream
+from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import sample
+from polyepo_jax.pods import collectives, object_storage, peers, processes
+from polyepo_jax.runs import model_directory, run_directory
+from polyepo_jax.runs.startup import admitted, load_params
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
-from polyepo_jax.startup import admitted, evaluation_spec, load_params, mesh_to_sample, stream, warn_on_stderr
 from polyepo_jax.tasks import Problem
+from polyepo_jax.training import data
 from polyepo_jax.types import Array
 
 
@@ -96,7 +100,7 @@ def _job(options: Arguments) -> _Job:
         spec = evaluation_spec(config, num_samples, sampler)
     except ValueError as error:
         raise InputError(str(error)) from error
-    if distributed.is_primary():
+    if processes.is_primary():
         _check_writable(directory)
     tasks = (config.task, *(getattr(config.task, "benchmark_tasks", ()) if options.split == "test" else ()))
     problems = tuple(
@@ -123,9 +127,9 @@ def main(arguments: Sequence[str]) -> None:
     places = {flag: take(rest, flag) for flag in PROCESS_FLAGS}
     options = parse_command_line(Arguments, rest, "python -m polyepo_jax.evaluate")
     peers.start(places)
-    with distributed.agreed():
+    with collectives.agreed():
         job = _job(options)
-    distributed.check_same(
+    collectives.check_same(
         arguments=[str(getattr(options, field.name)) for field in dataclasses.fields(options)],
         config=to_json(job.config),
         problems=[data.fingerprint(chosen, 0, 0) for _, chosen in job.problems],
@@ -141,23 +145,23 @@ def main(arguments: Sequence[str]) -> None:
         if chosen:
             samples = sample(job.spec, params, task, chosen, config.max_prompt_length, job.max_rows, job.key, mesh)
             summary = samples.summary()
-            if samples.failures and distributed.is_primary():
+            if samples.failures and processes.is_primary():
                 _warn(task.name, samples.failures, len(chosen) - (summary or {"num_prompts": 0})["num_prompts"])
             if summary is not None:
                 summaries[task.name] = summary
     if not summaries:
         raise RunError("no problem could be graded, so nothing was written")
-    if not distributed.is_primary():
+    if not processes.is_primary():
         return
     num_samples = job.spec.num_generations
     result = {"checkpoint_step": step, "num_samples": num_samples, "benchmarks": summaries}
     path = directory / ("eval.json" if options.split == "test" else "eval_validation.json")
     run_directory.write_json(path, result)
     try:
-        remote.Pusher(directory).push(path.name)  # the logs may be a run's, which goes on elsewhere
+        object_storage.Pusher(directory).push(path.name)  # the logs may be a run's, which goes on elsewhere
     except OSError as error:
         raise RunError(f"{error.strerror}; the result is in {path}") from error
-    what = f"{remote.name_of(directory)}, step {step}" if options.model is None else str(options.model)
+    what = f"{object_storage.name_of(directory)}, step {step}" if options.model is None else str(options.model)
     _print(what, num_samples, summaries)
 
 
@@ -172,7 +176,7 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
     if options.run_dir is not None:
         if options.model is not None or options.config is not None or options.out is not None:
             raise InputError("--run-dir brings its own model, config and place for the result: leave the others out")
-        directory = remote.working_copy(options.run_dir)
+        directory = object_storage.working_copy(options.run_dir)
         return run_directory.read_config(directory), directory
     if options.model is None or options.config is None or options.out is None:
         raise InputError("give --run-dir DIR, or --model DIR with --config FILE and --out DIR")

@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 import rich.console
 
-from polyepo_jax.commands import docstring_help, take
+from polyepo_jax.commands.start import docstring_help, take
 from polyepo_jax.config import Config
-from polyepo_jax.config_files import load, override
+from polyepo_jax.config.files import load, override
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.planning.hardware import EXAMPLES, Topology, parse_topology
 from polyepo_jax.planning.plan import make_plan, to_json

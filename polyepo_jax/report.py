@@ -17,9 +17,10 @@ import rich.table
 import rich.text
 import tyro
 
-from polyepo_jax import remote, reports
-from polyepo_jax.command_line import parse_command_line
+from polyepo_jax import reports
+from polyepo_jax.config.command_line import parse_command_line
 from polyepo_jax.errors import InputError, run_command
+from polyepo_jax.pods import object_storage
 
 _CAPTIONS = {
     "comparison.png": "Left: the chance that any of k samples is correct. Right: how many different correct answers "
@@ -88,7 +89,7 @@ def _print_table(console: rich.console.Console, table: reports.Table) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Raises InputError for run directories that cannot be reported on, or an --out that cannot be written."""
     options = parse_command_line(Arguments, arguments, "python -m polyepo_jax.report")
-    runs = reports.load_runs([remote.working_copy(path) for path in options.run_dirs])
+    runs = reports.load_runs([object_storage.working_copy(path) for path in options.run_dirs])
     tables = reports.comparison_tables(runs)
     pictures = {
         "comparison.png": reports.png_bytes(reports.comparison_figure(runs)),

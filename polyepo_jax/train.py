@@ -16,21 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from polyepo_jax import distributed
-from polyepo_jax.commands import start
+from polyepo_jax.commands.start import start
 from polyepo_jax.config import Config
-from polyepo_jax.data import PromptBatch
+from polyepo_jax.config.specs import generation_spec, stream, update_spec
 from polyepo_jax.errors import InputError, Interrupted, run_command
 from polyepo_jax.grading import Grader, Grading, GradingStopped, Submitted, decode, join
 from polyepo_jax.judges.judge import Surroundings
-from polyepo_jax.metrics import Completions, completions_of, rollout_metrics
+from polyepo_jax.pods import collectives
+from polyepo_jax.runs.metrics import Completions, completions_of, rollout_metrics
+from polyepo_jax.runs.session import Session
+from polyepo_jax.runs.startup import check_judge
 from polyepo_jax.sampling import generate_in_waves, until_stopped
-from polyepo_jax.session import Session
 from polyepo_jax.sets import check_advantage, group_advantages, has_signal
 from polyepo_jax.sharding import own_rows, shard_rows
-from polyepo_jax.startup import check_judge, generation_spec, stream, update_spec
+from polyepo_jax.training.data import PromptBatch
+from polyepo_jax.training.update import train_step
 from polyepo_jax.types import Array, Batch, Prompts, Rollouts
-from polyepo_jax.update import train_step
 
 SHOWN = {
     "rewards/mean": ("reward", ".3f"),
@@ -121,7 +122,7 @@ def _everywhere(rows: Sequence[int], completions: Completions, gradings: Sequenc
         [[column[i].tolist() for column in dataclasses.astuple(completions)], grading.to_json()]
         for i, grading in enumerate(gradings)
     ]
-    measured, graded = zip(*distributed.gather_rows(rows, own), strict=True)
+    measured, graded = zip(*collectives.gather_rows(rows, own), strict=True)
     return Completions(*map(np.array, zip(*measured, strict=True))), join([Grading.from_json(g) for g in graded])
 
 
@@ -170,7 +171,7 @@ def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, s
 
     advantage = config.algorithm.advantage
     advantages_PN, diagnostics = group_advantages(advantage, sets_key, prompts.ids_P, grading.grades)
-    host_advantages_PN = distributed.to_host(advantages_PN)
+    host_advantages_PN = collectives.to_host(advantages_PN)
     times = {
         "time/rollout_s": sampled - max(dispatched, session.settled_at),
         "time/rollout_wait_s": waited,
@@ -182,7 +183,7 @@ def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, s
     samples = []
     if index == 0 and session.wants_samples():
         first = responses[rows.index(0)] if 0 in rows else None
-        texts_N = next(texts for texts in distributed.gather(first) if texts is not None)
+        texts_N = next(texts for texts in collectives.gather(first) if texts is not None)
         columns = texts_N, grading.grades.rewards_PN[0], grading.grades.clusters_PN[0]
         samples = [
             {"prompt": batch.problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}

@@ -16,9 +16,10 @@ from typing import IO, Any
 
 import jax
 
-from polyepo_jax.run_directory import read_config
+from polyepo_jax.config.meshes import mesh_of
+from polyepo_jax.runs.run_directory import read_config
+from polyepo_jax.runs.startup import load_params
 from polyepo_jax.sharding import MeshConfig
-from polyepo_jax.startup import load_params, mesh_of
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "tests" / "pod_config.py"

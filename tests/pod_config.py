@@ -12,10 +12,10 @@ from pathlib import Path
 
 from orbax.checkpoint._src.path import async_path
 
-from polyepo_jax import session
 from polyepo_jax.config import Config
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.judges import HTTPJudge, MeshJudge, Rubric, Transport
+from polyepo_jax.runs import session
 from tests.tiny import rl_config
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from polyepo_jax import distributed
-from polyepo_jax.data import to_prompts
+from polyepo_jax.config.specs import generation_spec
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import init, logical_axes
+from polyepo_jax.pods import collectives, processes
 from polyepo_jax.sampling import generate_in_waves, own_prompts
 from polyepo_jax.sharding import MeshConfig, any_process, make_mesh, own_rows, param_shardings, shard_rows
-from polyepo_jax.startup import generation_spec
 from polyepo_jax.tasks import Polynomial
+from polyepo_jax.training.data import to_prompts
 from tests.tiny import MODEL, rl_config
 
 MAX_ROWS = 32
@@ -38,13 +38,13 @@ def tokens(mesh, num_prompts: int) -> list:
         rows += (first + indices).tolist()
         values += on_host.tokens_PNT.tolist()
         first += len(wave.truncated_PN)
-    return distributed.gather_rows(rows, values)
+    return collectives.gather_rows(rows, values)
 
 
 def refusal(refused_by: int) -> str | None:
     """What every process says where one of them refuses its input."""
     try:
-        with distributed.agreed():
+        with collectives.agreed():
             if jax.process_index() == refused_by:
                 raise InputError("no such file")
     except InputError as error:
@@ -55,29 +55,29 @@ def refusal(refused_by: int) -> str | None:
 def difference(index: int) -> str | None:
     """What every process says where the last one has something else."""
     try:
-        distributed.check_same(seed=0, training_problems=["a", index > 0])
+        collectives.check_same(seed=0, training_problems=["a", index > 0])
     except InputError as error:
         return str(error)
     return None
 
 
 def main() -> None:
-    distributed.initialize({}, 60, 300)
+    processes.initialize({}, 60, 300)
     index = jax.process_index()
-    seen = {"gathered": distributed.gather({"index": index, "text": "ü" * 1000 * index, "undefined": float("nan")})}
-    seen["refusals"] = distributed.gather(refusal(1))
-    seen["differences"] = distributed.gather(difference(index))
-    seen["agreed"] = distributed.gather(refusal(-1))
+    seen = {"gathered": collectives.gather({"index": index, "text": "ü" * 1000 * index, "undefined": float("nan")})}
+    seen["refusals"] = collectives.gather(refusal(1))
+    seen["differences"] = collectives.gather(difference(index))
+    seen["agreed"] = collectives.gather(refusal(-1))
     for name, sizes in {"data": {}, "fsdp": {"fsdp": 4}, "tensor": {"fsdp": 2, "tensor": 2}}.items():
         mesh = make_mesh(MeshConfig(**sizes))
         seen[f"tokens/{name}"] = tokens(mesh, 12)
         cut = shard_rows(mesh, np.arange(24).reshape(8, 3))
-        seen[f"rows/{name}"] = distributed.gather([part.tolist() for part in own_rows(cut)])
-        seen[f"to_host/{name}"] = distributed.gather(distributed.to_host(cut).tolist())
+        seen[f"rows/{name}"] = collectives.gather([part.tolist() for part in own_rows(cut)])
+        seen[f"to_host/{name}"] = collectives.gather(collectives.to_host(cut).tolist())
         copied = shard_rows(mesh, np.arange(14).reshape(7, 2))
-        seen[f"copied/{name}"] = distributed.gather(own_rows(copied)[0].tolist())
+        seen[f"copied/{name}"] = collectives.gather(own_rows(copied)[0].tolist())
         seen[f"any/{name}"] = [bool(any_process(mesh, index == 1)), bool(any_process(mesh, False))]
-    if distributed.is_primary():
+    if processes.is_primary():
         Path(sys.argv[1]).write_text(json.dumps(seen))
 
 

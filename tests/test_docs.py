@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from polyepo_jax import sets
 from polyepo_jax.config import AlgorithmConfig, Config
-from polyepo_jax.config_files import load, override
+from polyepo_jax.config.files import load, override
 from polyepo_jax.sets import check_advantage, marginal_advantages
 from polyepo_jax.sets.objectives import conditional_means_of
 from tests.sets import reference

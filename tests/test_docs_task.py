@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polyepo_jax.config import Config
-from polyepo_jax.config_files import from_json, load, override, to_json
+from polyepo_jax.config.files import from_json, load, override, to_json
 from polyepo_jax.grading import Grader, join
 
 ROOT = Path(__file__).parent.parent

@@ -15,29 +15,23 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom to top. A unit is a module or a folder directly under the package.
 LAYERS = (
     ("types", "errors"),
-    ("command_line", "distributed", "hf_files", "peers", "remote", "signals", "watchdog"),
-    ("sets", "losses", "sharding", "model", "tokenizer", "rewards"),
+    ("pods",),
+    ("sets", "losses", "sharding", "model", "rewards"),
     ("sampling", "judges", "tasks"),
-    ("data", "grading", "update", "checkpoint", "metrics", "evaluation", "reports"),
+    ("grading", "training", "reports"),
+    ("evaluation",),
     ("config",),
-    ("config_files",),
-    ("run_directory", "model_directory"),
-    ("startup",),
-    ("planning",),
-    ("session", "commands", "saved"),
+    ("runs", "planning"),
+    ("commands",),
     ("train", "evaluate", "sft", "plan", "convert", "grade", "audit_judge", "report"),
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 
 # (importer, imported) within one layer -> why the two may know each other.
 ALLOWED = {
-    ("evaluation", "grading"): "evaluation samples, then grades as training does",
-    ("evaluation", "data"): "held-out problems become Prompts as those of training do",
     ("tasks", "judges"): "a task's own clusterer is a judge that needs no model",
     ("judges", "sampling"): "a judge on the mesh is a model that is sampled",
     ("model", "sharding"): "activations are cut over the mesh where they are computed",
-    ("peers", "distributed"): "what is watched are the processes of jax.distributed",
-    ("checkpoint", "update"): "what is saved and restored is a TrainState",
 }
 
 # Units that may import some of our units only, whatever their layer.
@@ -130,12 +124,12 @@ def test_exceptions_are_within_one_layer_and_one_way():
         ("train", "from polyepo_jax import evaluate", "share a layer"),
         ("types", "from polyepo_jax import sets, __version__", "stands above"),
         ("reports.page", "from polyepo_jax.model import forward", "never imports model"),
-        ("update", "import flax.nnx", "imports flax"),
-        ("update", "from flax import nnx", "imports flax"),
+        ("training.update", "import flax.nnx", "imports flax"),
+        ("training.update", "from flax import nnx", "imports flax"),
         ("model.transformer", "from . import cache", "relative"),
         ("model.transformer", "from ..types import Array", "relative"),
-        ("update", "from polyepo_jax.helpers import f", "no layer"),
-        ("update", "from polyepo_jax import *", "no layer"),
+        ("training.update", "from polyepo_jax.helpers import f", "no layer"),
+        ("training.update", "from polyepo_jax import *", "no layer"),
         ("helpers", "import math", "no layer"),
         ("", "from polyepo_jax.sets import all_sets", "stands above"),
     ],
@@ -152,9 +146,9 @@ def test_checker_finds_a_violation(module, source, rule):
         ("sets.construct", "import math\nimport jax\nfrom polyepo_jax.types import Array"),
         ("sets.advantages", "from polyepo_jax.sets import closed_form"),
         ("model.transformer", "from flax import nnx"),
-        ("update", "from polyepo_jax import __version__\nfrom polyepo_jax import losses, sharding"),
+        ("training.update", "from polyepo_jax import __version__\nfrom polyepo_jax import losses, sharding"),
         ("evaluation.sweep", "from polyepo_jax.grading import grade"),
-        ("train", "import polyepo_jax.run_directory\nimport flaxen"),
+        ("train", "import polyepo_jax.runs.run_directory\nimport flaxen"),
     ],
 )
 def test_checker_passes_what_is_allowed(module, source):

@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from polyepo_jax.config import Config, InitConfig
-from polyepo_jax.config_files import load
+from polyepo_jax.config.files import load
 
 MODEL_DIR = "models/Qwen3-1.7B-Base"
 

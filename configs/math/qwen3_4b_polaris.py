@@ -34,7 +34,7 @@ from polyepo_jax.tasks.benchmarks import (
     MINERVA,
     POLARIS_53K,
 )
-from polyepo_jax.update import OptimizerConfig
+from polyepo_jax.training.update import OptimizerConfig
 
 MODEL_DIR = "models/Qwen3-4B-Base"
 

@@ -12,10 +12,10 @@ export and its tokenizer.
 from pathlib import Path
 
 from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, InitConfig, SamplingConfig, SFTConfig
-from polyepo_jax.config_files import load
+from polyepo_jax.config.files import load
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.sets import Polychromic, SetAdvantage
-from polyepo_jax.update import OptimizerConfig
+from polyepo_jax.training.update import OptimizerConfig
 
 
 def get_config() -> Config:

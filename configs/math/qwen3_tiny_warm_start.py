@@ -19,8 +19,8 @@ from polyepo_jax.config import EvaluationConfig, InitConfig, SFTConfig
 from polyepo_jax.model import ModelConfig
 from polyepo_jax.rewards.answers import boxed
 from polyepo_jax.tasks import Math, Problem
+from polyepo_jax.training.update import OptimizerConfig
 from polyepo_jax.types import DEGENERATE
-from polyepo_jax.update import OptimizerConfig
 
 MODEL_DIR = "runs/math/tiny_model"
 

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from polyepo_jax.config import Config
-from polyepo_jax.config_files import load
+from polyepo_jax.config.files import load
 from polyepo_jax.sets import GRPO
 
 

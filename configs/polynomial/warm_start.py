@@ -9,7 +9,7 @@ answers in 64.
 from polyepo_jax.config import EvaluationConfig, SFTConfig
 from polyepo_jax.model import ModelConfig
 from polyepo_jax.tasks import Polynomial
-from polyepo_jax.update import OptimizerConfig
+from polyepo_jax.training.update import OptimizerConfig
 
 
 def get_config() -> SFTConfig:

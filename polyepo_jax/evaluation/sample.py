@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from polyepo_jax import distributed
-from polyepo_jax.data import to_prompts
 from polyepo_jax.evaluation.summaries import summarize
 from polyepo_jax.grading import BY_THE_TASK, Grader, Grading, Submitted, decode, join
+from polyepo_jax.pods import collectives
 from polyepo_jax.sampling import GenerationSpec, generate_in_waves, own_prompts, until_stopped
 from polyepo_jax.sharding import Mesh, own_rows
 from polyepo_jax.tasks import Problem, Task
+from polyepo_jax.training.data import to_prompts
 from polyepo_jax.types import Grades
 
 
@@ -75,6 +75,6 @@ def sample(
             truncated += truncated_PN.tolist()
             rows += own
         gradings = [grading.to_json() for grading in grader.collect(submitted)]
-    everywhere = distributed.gather_rows(rows, list(zip(gradings, truncated, strict=True)))
+    everywhere = collectives.gather_rows(rows, list(zip(gradings, truncated, strict=True)))
     grading = join([Grading.from_json(value) for value, _ in everywhere])
     return Samples(grading.grades, np.array([truncated_M for _, truncated_M in everywhere]), grading.failures)

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 import jax
 import numpy as np
 
-from polyepo_jax import distributed
 from polyepo_jax.errors import GradeFailure
 from polyepo_jax.judges.judge import Clusters, Surroundings
 from polyepo_jax.judges.rubric import (
@@ -26,6 +25,8 @@ from polyepo_jax.judges.rubric import (
 )
 from polyepo_jax.model import ModelConfig, init, load_hf, logical_axes
 from polyepo_jax.model.hf import read_config
+from polyepo_jax.model.tokenizer import HFTokenizer
+from polyepo_jax.pods import collectives
 from polyepo_jax.sampling import (
     GenerationSpec,
     LabelSpec,
@@ -36,7 +37,6 @@ from polyepo_jax.sampling import (
     prompts_per_wave,
 )
 from polyepo_jax.sharding import BATCH_AXES, Mesh, MeshConfig, check_divides, copy_to_all, make_mesh
-from polyepo_jax.tokenizer import HFTokenizer
 from polyepo_jax.types import Array, Problem, Prompts
 
 _DEGENERATE_LABEL = "0"
@@ -226,7 +226,7 @@ class _JudgeOnMesh:
         waves = in_waves(
             lambda prompts: choose_labels(spec, self.params, prompts, key), self._prompts(questions), self.mesh, size
         )
-        ids_PN = np.concatenate([distributed.to_host(wave) for wave in waves])
+        ids_PN = np.concatenate([collectives.to_host(wave) for wave in waves])
         return [_clusters(question, row.tolist()) for question, row in zip(questions, ids_PN, strict=True)]
 
     def _write(self, questions: Sequence[_Question]) -> list[Clusters | GradeFailure]:
@@ -242,7 +242,7 @@ class _JudgeOnMesh:
         prompts = self._prompts(questions)
         waves = generate_in_waves(spec, self.params, prompts, self._key, self.mesh, self._max_rows)
         results: list[Clusters | GradeFailure] = []
-        for wave in map(distributed.to_host, waves):
+        for wave in map(collectives.to_host, waves):
             for tokens_NT, mask_NT, truncated_N in zip(
                 wave.tokens_PNT, wave.completion_mask_PNT, wave.truncated_PN, strict=True
             ):

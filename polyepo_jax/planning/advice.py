@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Iterator
 
 from polyepo_jax.config import Config
+from polyepo_jax.config.meshes import nearest_meshes, update_rows, why_not
 from polyepo_jax.planning.estimate import (
     rollout_memory,
     rollout_seconds,
@@ -15,7 +16,6 @@ from polyepo_jax.planning.estimate import (
 )
 from polyepo_jax.planning.hardware import GENERATIONS, Chip, Topology, parse_topology
 from polyepo_jax.sharding import AXES, MeshConfig, mesh_sizes
-from polyepo_jax.startup import nearest_meshes, update_rows, why_not
 
 Sizes = tuple[int, int, int]
 

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from polyepo_jax.config import Config
+from polyepo_jax.config.meshes import abstract_params, update_rows
+from polyepo_jax.config.specs import update_spec
 from polyepo_jax.model import ModelConfig, logical_axes
 from polyepo_jax.planning.hardware import Chip
 from polyepo_jax.sampling import prompts_per_wave
 from polyepo_jax.sharding import AXES, param_shardings
-from polyepo_jax.startup import abstract_params, update_rows, update_spec
-from polyepo_jax.update import UpdateSpec, init_state, state_shardings
+from polyepo_jax.training.update import UpdateSpec, init_state, state_shardings
 
 # A TPU's vectors: heads of 64 take as much memory as heads of 128.
 _TPU_LANES = 128

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polyepo_jax.config import Config
+from polyepo_jax.config.meshes import checked_mesh
 from polyepo_jax.errors import InputError
 from polyepo_jax.planning.advice import (
     Advice,
@@ -35,7 +36,6 @@ from polyepo_jax.planning.hardware import Chip, Topology, topology_mesh
 from polyepo_jax.planning.hlo import Collective
 from polyepo_jax.planning.programs import Program, TooLarge, compile_rollout, compile_update
 from polyepo_jax.sharding import AXES
-from polyepo_jax.startup import checked_mesh
 
 # A run whose estimate is so many times the memory is not compiled: no estimate is that far off, and a compilation for
 # a large model takes minutes.

@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from polyepo_jax.config import Config
+from polyepo_jax.config.meshes import abstract_params
+from polyepo_jax.config.specs import generation_spec, update_spec
 from polyepo_jax.model import logical_axes
+from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.planning import hlo
 from polyepo_jax.planning.estimate import wave_rows
 from polyepo_jax.sampling import generate
 from polyepo_jax.sharding import Mesh, param_shardings, replicated, row_sharding
-from polyepo_jax.startup import abstract_params, generation_spec, update_spec
-from polyepo_jax.tokenizer import CharacterTokenizer
+from polyepo_jax.training.update import init_state, state_shardings, train_step
 from polyepo_jax.types import Batch, Prompts
-from polyepo_jax.update import init_state, state_shardings, train_step
 
 # Which tokens end a completion changes nothing in the program but their number.
 _STAND_IN = CharacterTokenizer(alphabet="ab", stop="a")

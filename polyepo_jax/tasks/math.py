@@ -9,13 +9,13 @@ import numpy as np
 
 from polyepo_jax.judges.answers import Answers
 from polyepo_jax.judges.rules import number_by_key
+from polyepo_jax.model.tokenizer import HFTokenizer
 from polyepo_jax.rewards.answers import final_answer
 from polyepo_jax.rewards.math import MathVerifier
 from polyepo_jax.rewards.verdict import Verdict
 from polyepo_jax.tasks.dataset import Dataset, Source, name_of
 from polyepo_jax.tasks.rows import Row, Rows, load
 from polyepo_jax.tasks.task import Split
-from polyepo_jax.tokenizer import HFTokenizer
 from polyepo_jax.types import Problem
 
 INSTRUCTION = "\n\nReason step by step, and put your final answer within \\boxed{}."

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.tasks.task import Split
-from polyepo_jax.tokenizer import CharacterTokenizer
 from polyepo_jax.types import DEGENERATE, Problem
 
 MAX_X = 24

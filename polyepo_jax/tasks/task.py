@@ -5,8 +5,8 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from polyepo_jax.model.tokenizer import Tokenizer
 from polyepo_jax.rewards.verdict import Verdict
-from polyepo_jax.tokenizer import Tokenizer
 from polyepo_jax.types import Problem
 
 Split = Literal["train", "validation", "test"]

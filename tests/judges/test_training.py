@@ -14,12 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from polyepo_jax import grading
 from polyepo_jax import train as train_module
+from polyepo_jax.config.meshes import mesh_of
 from polyepo_jax.errors import InputError, RunError
-from polyepo_jax.grading import JudgeConfig
+from polyepo_jax.grading import JudgeConfig, grader
 from polyepo_jax.judges import HTTPJudge, Rubric, Transport, rubric
-from polyepo_jax.startup import load_params, mesh_of
+from polyepo_jax.runs.startup import load_params
 from polyepo_jax.train import train
 from tests.judges.server import FAULTS, JudgeServer, Share
 from tests.tiny import metrics_of, rl_config
@@ -206,7 +206,7 @@ class HangsAsTheRunIsToEnd:
 
 
 def test_a_run_that_is_told_to_end_does_not_wait_for_a_judge_that_hangs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(grading, "GRACE_S", 0.0)
+    monkeypatch.setattr(grader, "GRACE_S", 0.0)
     config = rl_config(max_steps=4, judge=JudgeConfig(HangsAsTheRunIsToEnd()), save_interval_steps=100)
     train(config, tmp_path / "run", "again")
     said = " ".join(capsys.readouterr().err.split())

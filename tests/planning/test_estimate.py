@@ -11,6 +11,8 @@ import pytest
 from hypothesis import strategies as st
 
 from polyepo_jax.config import AlgorithmConfig, Config, SamplingConfig
+from polyepo_jax.config.meshes import why_not
+from polyepo_jax.config.specs import update_spec
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, init
 from polyepo_jax.planning.estimate import (
@@ -29,8 +31,7 @@ from polyepo_jax.planning.estimate import (
 from polyepo_jax.planning.hardware import parse_topology, topology_mesh
 from polyepo_jax.planning.programs import compile_rollout, compile_update
 from polyepo_jax.sharding import MeshConfig, make_mesh, mesh_sizes
-from polyepo_jax.startup import update_spec, why_not
-from polyepo_jax.update import init_state, state_shardings
+from polyepo_jax.training.update import init_state, state_shardings
 from tests.tiny import rl_config
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")

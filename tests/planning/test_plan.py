@@ -11,7 +11,8 @@ import pytest
 
 from polyepo_jax import plan
 from polyepo_jax.config import Config, SamplingConfig
-from polyepo_jax.config_files import load
+from polyepo_jax.config.files import load
+from polyepo_jax.config.meshes import why_not
 from polyepo_jax.errors import InputError
 from polyepo_jax.planning import advice, programs
 from polyepo_jax.planning.advice import fewest_devices, largest_wave, nearest_change, peak_bytes
@@ -19,7 +20,6 @@ from polyepo_jax.planning.estimate import rollout_memory, shape_of, wave_rows
 from polyepo_jax.planning.hardware import GIB, parse_topology
 from polyepo_jax.planning.render import amount, duration, size
 from polyepo_jax.sharding import MeshConfig
-from polyepo_jax.startup import why_not
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 

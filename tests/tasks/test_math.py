@@ -6,14 +6,14 @@ import json
 import pytest
 
 from polyepo_jax.config import Config
-from polyepo_jax.config_files import from_json, load, override, to_json
+from polyepo_jax.config.files import from_json, load, override, to_json
 from polyepo_jax.errors import InputError
+from polyepo_jax.model.tokenizer import HFTokenizer
 from polyepo_jax.rewards.math import MathVerifier
 from polyepo_jax.rewards.verdict import Verdict
 from polyepo_jax.tasks import Dataset, Math, Problem, Task
 from polyepo_jax.tasks.benchmarks import AIME_2025, GSM8K, POLARIS_53K
 from polyepo_jax.tasks.math import FIRST_TEST_ID
-from polyepo_jax.tokenizer import HFTokenizer
 from polyepo_jax.types import DEGENERATE
 from tests.tiny import rl_config
 from tests.tiny_hf import write_tokenizer

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyepo_jax.model.tokenizer import UNKNOWN, CharacterTokenizer
 from polyepo_jax.tasks import Polynomial
 from polyepo_jax.tasks.polynomial import MAX_X, parse, solution
-from polyepo_jax.tokenizer import UNKNOWN, CharacterTokenizer
 from polyepo_jax.types import DEGENERATE
 
 TASK = Polynomial()

@@ -1,0 +1,114 @@
+"""The command line of the training commands."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from polyepo_jax.config.files import AnyConfig, docstring_of, load, override, to_json
+from polyepo_jax.errors import InputError
+from polyepo_jax.pods import collectives, object_storage, peers
+from polyepo_jax.runs import signals
+from polyepo_jax.runs.run_directory import default_directory
+
+OPTIONS = """\
+  --config FILE   Python file with get_config(), or the config.json of a run
+  --run-dir DIR   where the run lives, a path or a URL such as gs://bucket/run; runs/<folder>/<name of the config> if
+                  not given
+  --profile       write a jax.profiler trace of a few steps to DIR/profile
+  --stopped-exit-code N
+                  status to exit with where a signal stopped the run before its end; 0 if not given
+  --coordinator-address HOST:PORT, --num-processes N, --process-id I
+                  of a run of several processes, where SLURM or a TPU's metadata do not say them; or the environment
+                  (JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID)
+"""
+PROCESS_FLAGS = ("--coordinator-address", "--num-processes", "--process-id")
+
+
+def take(arguments: list[str], flag: str) -> str | None:
+    """Removes `flag value` or `flag=value` from the arguments; the last one counts."""
+    value, rest = None, []
+    stream = iter(arguments)
+    for argument in stream:
+        name, has_value, inline = argument.partition("=")
+        if name.replace("_", "-") != flag:
+            rest.append(argument)
+            continue
+        value = inline if has_value else next(stream, None)
+        if not value or (not has_value and value.startswith("--")):
+            raise InputError(f"{flag} needs a value")
+    arguments[:] = rest
+    return value
+
+
+def docstring_help(arguments: Sequence[str], config_path: str | None, help_text: str | None, options: str) -> bool:
+    """Prints a command's own part of --help, where it is asked for.
+
+    Returns:
+      Whether that was all: without a config there are no fields to list.
+    """
+    if not {"-h", "--help"} & set(arguments):
+        return False
+    print(f"{help_text}\n{options}")
+    if config_path is None:
+        print("With --config, --help also lists the fields that can be overridden.")
+        return True
+    print(f"{config_path}: {docstring_of(Path(config_path))}\n")
+    return False
+
+
+def start(
+    module: str,
+    config_class: type[AnyConfig],
+    run: Callable[[AnyConfig, Path, str, bool], bool],
+    arguments: Sequence[str],
+    help_text: str | None,
+) -> None:
+    """Reads `--config FILE [--run-dir DIR] [--profile] [--section.field value ...]` and what OPTIONS lists, and runs.
+
+    Raises:
+      InputError: arguments or config are not what they should be.
+    """
+    rest = list(arguments)
+    config_path, run_dir = take(rest, "--config"), take(rest, "--run-dir")
+    stopped_exit_code = _status(take(rest, "--stopped-exit-code"))
+    places = {flag: take(rest, flag) for flag in PROCESS_FLAGS}
+    again = list(arguments)  # without what differs between processes
+    for flag in PROCESS_FLAGS:
+        take(again, flag)
+    profile = "--profile" in rest
+    rest = [argument for argument in rest if argument != "--profile"]
+    if docstring_help(rest, config_path, help_text, OPTIONS):
+        sys.exit(0)
+    if config_path is None:
+        raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
+    peers.start(places)
+    resume_command = shlex.join([sys.executable, "-m", module, *again])
+    if peers.are_watched():
+        signals.listen(lambda number: _end_early(number, stopped_exit_code, resume_command))
+    with collectives.agreed():
+        config = load(Path(config_path), config_class)
+        config = override(config, rest, f"python -m {module} --config {config_path}")
+    collectives.check_same(config=to_json(config))
+    with collectives.agreed():
+        directory = (
+            default_directory(Path(config_path)) if run_dir is None else object_storage.working_copy(Path(run_dir))
+        )
+    complete = run(config, directory, resume_command, profile)
+    if not complete and stopped_exit_code:
+        sys.exit(stopped_exit_code)
+
+
+def _end_early(number: int, status: int, resume_command: str) -> None:
+    """Where a process is told to stop before the run has come to its steps, which then hear of it (session.py)."""
+    name = signal.Signals(number).name
+    peers.end(status, f"{name} before the first step, so that nothing is lost; go on with: {resume_command}")
+
+
+def _status(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not text.isdecimal() or int(text) > 255:
+        raise InputError(f"--stopped-exit-code must be a status from 0 to 255, got {text}")
+    return int(text)

@@ -1,0 +1,64 @@
+"""What compiled functions need to know of a config, and the streams of its random numbers."""
+
+import zlib
+
+import jax
+
+from polyepo_jax.config.sections import Config, RunConfig
+from polyepo_jax.model.tokenizer import Tokenizer
+from polyepo_jax.sampling import GenerationSpec, Sampling
+from polyepo_jax.training.update import UpdateSpec
+
+
+def stream(seed: int, name: str) -> jax.Array:
+    """The root key of one independent stream of random numbers.
+
+    A step's key is fold_in(root, step), and fold_in(key, i) is the i-th key of split(key): streams that shared a
+    root would share keys.
+    """
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+
+
+def generation_spec(config: Config, tokenizer: Tokenizer | None = None) -> GenerationSpec:
+    """What each step samples; with the task's tokenizer, unless another is given."""
+    tokenizer = config.task.tokenizer if tokenizer is None else tokenizer
+    return GenerationSpec(
+        model=config.model,
+        num_generations=config.num_generations,
+        max_completion_length=config.max_completion_length,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        sampling=config.sampler(),
+        gather_weights=config.sampling.gather_weights,
+    )
+
+
+def update_spec(config: Config) -> UpdateSpec:
+    """What each step updates."""
+    algorithm = config.algorithm
+    mini_batch = algorithm.mini_batch_size
+    return UpdateSpec(
+        model=config.model,
+        loss=algorithm.loss,
+        optimizer=config.optimizer,
+        learning_rate=config.learning_rate,
+        prompt_length=config.max_prompt_length,
+        sampling=config.sampler(),
+        num_iterations=algorithm.num_iterations,
+        mini_batch_rows=None if mini_batch is None else mini_batch * config.num_generations,
+        micro_batch_rows=algorithm.micro_batch_size,
+        skip_zero_advantage=algorithm.skip_zero_advantage,
+    )
+
+
+def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> GenerationSpec:
+    """How held-out problems are sampled."""
+    return GenerationSpec(
+        model=config.model,
+        num_generations=num_samples,
+        max_completion_length=config.max_completion_length,
+        stop_ids=config.task.tokenizer.stop_ids,
+        pad_id=config.task.tokenizer.pad_id,
+        sampling=sampling,
+        gather_weights=config.sampling.gather_weights if isinstance(config, Config) else True,
+    )

@@ -1,0 +1,1 @@
+"""Many processes that are one run, and storage that all of them reach."""

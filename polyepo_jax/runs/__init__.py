@@ -1,0 +1,1 @@
+"""A run on the disk and in time: its directory, checkpoints and logs; how it is restored, watched and stopped."""

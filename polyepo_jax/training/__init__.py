@@ -1,0 +1,1 @@
+"""Prompt batches in, updates out."""
