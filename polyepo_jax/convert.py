@@ -16,7 +16,7 @@ from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import ModelConfig, save_hf
 from polyepo_jax.pods import object_storage
 from polyepo_jax.runs import model_directory, run_directory
-from polyepo_jax.runs.startup import load_params
+from polyepo_jax.runs.preparation import load_params
 
 
 @dataclasses.dataclass(frozen=True)

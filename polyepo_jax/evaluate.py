@@ -24,7 +24,7 @@ from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import sample
 from polyepo_jax.pods import collectives, object_storage, peers, processes
 from polyepo_jax.runs import model_directory, run_directory
-from polyepo_jax.runs.startup import admitted, load_params
+from polyepo_jax.runs.preparation import admitted, load_params
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
 from polyepo_jax.tasks import Problem

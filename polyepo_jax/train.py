@@ -4,34 +4,26 @@ Prompts become rollouts, rollouts get grades, grades become advantages, advantag
 command again resumes. Every config field can be overridden as --section.field value.
 """
 
-import dataclasses
-import functools
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from polyepo_jax.commands.start import start
 from polyepo_jax.config import Config
-from polyepo_jax.config.specs import generation_spec, stream, update_spec
+from polyepo_jax.config.specs import draw_spec, stream, update_spec
 from polyepo_jax.errors import InputError, Interrupted, run_command
-from polyepo_jax.grading import Grader, Grading, GradingStopped, Submitted, decode, join
+from polyepo_jax.grading import Grader, GradingStopped
 from polyepo_jax.judges.judge import Surroundings
-from polyepo_jax.pods import collectives
-from polyepo_jax.runs.metrics import Completions, completions_of, rollout_metrics
+from polyepo_jax.runs.preparation import check_judge
 from polyepo_jax.runs.session import Session
-from polyepo_jax.runs.startup import check_judge
-from polyepo_jax.sampling import generate_in_waves, until_stopped
-from polyepo_jax.sets import check_advantage, group_advantages, has_signal
-from polyepo_jax.sharding import own_rows, shard_rows
+from polyepo_jax.sets import check_advantage
+from polyepo_jax.sharding import shard_rows
+from polyepo_jax.training.batch import Groups, flatten, keep_informative, num_informative
 from polyepo_jax.training.data import PromptBatch
+from polyepo_jax.training.draw import Draw, draw, summarize
 from polyepo_jax.training.update import train_step
-from polyepo_jax.types import Array, Batch, Prompts, Rollouts
+from polyepo_jax.types import Array
 
 SHOWN = {
     "rewards/mean": ("reward", ".3f"),
@@ -40,178 +32,31 @@ SHOWN = {
 }
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """P prompts, the N generations of each, and the advantages of these; on the devices."""
-
-    prompts: Prompts
-    rollouts: Rollouts
-    advantages_PN: Array
-
-
-@jax.jit
-def keep_informative(kept: Groups, new: Groups) -> Groups:
-    """P of two times P groups, in their order: those that carry signal, then the first others; no prompt's twice."""
-    repeated_P = jnp.any(
-        (new.prompts.ids_P[:, None] == kept.prompts.ids_P[None, :]) & has_signal(kept.advantages_PN)[None, :], axis=1
-    )
-    lacks_signal = jnp.concatenate(
-        [~has_signal(kept.advantages_PN), ~has_signal(new.advantages_PN) | repeated_P], dtype=bool
-    )
-    chosen_P = jnp.sort(jnp.argsort(lacks_signal, stable=True)[: repeated_P.size])
-    return jax.tree.map(lambda first, second: jnp.concatenate([first, second])[chosen_P], kept, new)
-
-
-def num_informative(groups: Groups) -> int:
-    """How many groups carry signal."""
-    return int(jnp.sum(has_signal(groups.advantages_PN)))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def flatten(mask_truncated: bool, prompts: Prompts, rollouts: Rollouts, advantages_PN: Array) -> Batch:
-    """Rows of prompt and completion, P * N of them."""
-    num_generations = advantages_PN.shape[1]
-
-    def rows(prompt_PT, completion_PNT):
-        completion_BT = completion_PNT.reshape(-1, completion_PNT.shape[-1])
-        return jnp.concatenate([jnp.repeat(prompt_PT, num_generations, axis=0), completion_BT], axis=1)
-
-    trained_PNT = rollouts.completion_mask_PNT
-    if mask_truncated:
-        trained_PNT = trained_PNT & ~rollouts.truncated_PN[:, :, None]
-    return Batch(
-        tokens_BT=rows(prompts.tokens_PT, rollouts.tokens_PNT),
-        mask_BT=rows(prompts.mask_PT, rollouts.completion_mask_PNT),
-        loss_mask_BT=rows(jnp.zeros_like(prompts.mask_PT), trained_PNT),
-        sampler_logprobs_BT=rows(jnp.zeros(prompts.mask_PT.shape), rollouts.sampler_logprobs_PNT),
-        advantages_B=advantages_PN.reshape(-1),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """One batch of prompts, sampled and graded.
-
-    groups: on the devices. completions, grading, advantages_PN: of all of them, on the host of every process.
-    diagnostics: what the advantage says of its groups.
-    samples: the first prompt's generations, for samples.jsonl; none where they are not wanted.
-    times: metrics.
-    """
-
-    groups: Groups
-    completions: Completions
-    grading: Grading
-    advantages_PN: np.ndarray
-    diagnostics: dict[str, Array]
-    samples: list[dict[str, Any]]
-    times: dict[str, float]
-
-
-def _join(parts: Sequence[Any]) -> Any:
-    """Structs of successive prompts, all on the devices or all on the host, in one."""
-    if len(parts) == 1:
-        return parts[0]
-    on_host = isinstance(jax.tree.leaves(parts[0])[0], np.ndarray)
-    return jax.tree.map(lambda *x: (np if on_host else jnp).concatenate(x), *parts)
-
-
-def _everywhere(rows: Sequence[int], completions: Completions, gradings: Sequence[Grading]) -> tuple[Any, Grading]:
-    """Completions and grades of all prompts, in their order, from those of each process's own."""
-    own = [
-        [[column[i].tolist() for column in dataclasses.astuple(completions)], grading.to_json()]
-        for i, grading in enumerate(gradings)
-    ]
-    measured, graded = zip(*collectives.gather_rows(rows, own), strict=True)
-    return Completions(*map(np.array, zip(*measured, strict=True))), join([Grading.from_json(g) for g in graded])
-
-
-def draw(config: Config, session: Session, grader: Grader, batch: PromptBatch, step_key: Array, index: int) -> Draw:
-    """Rollouts of a step's batch of prompts, their grades and advantages; settles the previous step meanwhile.
-
-    Each wave of prompts is graded while the next ones are sampled; of several processes each grades those whose rows
-    are on its devices.
-
-    index: of the batch within the step, so that each has its own random numbers.
+def draw_groups(
+    config: Config, session: Session, grader: Grader, batch: PromptBatch, step_key: Array
+) -> tuple[Groups, list[Draw]]:
+    """The groups that a step trains on, and all that were drawn for it; settles the previous step meanwhile.
 
     Raises:
       GradingStopped: grading cannot go on.
       Interrupted: the run is asked to end.
     """
-    rollout_key, sets_key = (jax.random.fold_in(step_key, 2 * index + i) for i in range(2))
-    prompts = shard_rows(session.mesh, batch.prompts)
-    dispatched = time.perf_counter()
-    spec, params = generation_spec(config), session.state.params
-    waves = generate_in_waves(spec, params, batch.prompts, rollout_key, session.mesh, config.sampling.max_rows)
-    session.settle()  # the previous step's numbers, while this step's rollouts are sampled
+    spec = draw_spec(config, session.mesh)
 
-    parts: list[Rollouts] = []
-    completions: list[Completions] = []
-    rows: list[int] = []  # of the batch, that are this process's
-    responses: list[list[str]] = []
-    submitted: list[Submitted] = []
-    num_sampled = 0
-    waited = 0.0
-    for wave in until_stopped(waves, session.mesh, lambda: session.stop_requested):
-        waits = time.perf_counter()
-        indices, on_host = own_rows(wave)
-        sampled = time.perf_counter()
-        waited += sampled - waits
-        own = (num_sampled + indices).tolist()
-        num_sampled += len(wave.truncated_PN)
-        texts = decode(config.task.tokenizer, on_host)
-        submitted += grader.submit([batch.problems[row] for row in own], texts, np.asarray(on_host.truncated_PN))
-        parts.append(wave)
-        completions.append(completions_of(on_host))
-        responses += texts
-        rows += own
-    rollouts = _join(parts)
-    all_completions, grading = _everywhere(rows, _join(completions), grader.collect(submitted))
-    graded = time.perf_counter()
+    def stop_requested() -> bool:
+        return session.stopping.requested
 
-    advantage = config.algorithm.advantage
-    advantages_PN, diagnostics = group_advantages(advantage, sets_key, prompts.ids_P, grading.grades)
-    host_advantages_PN = collectives.to_host(advantages_PN)
-    times = {
-        "time/rollout_s": sampled - max(dispatched, session.settled_at),
-        "time/rollout_wait_s": waited,
-        "time/grade_s": graded - sampled,
-        "time/advantage_s": time.perf_counter() - graded,
-    }
-    if config.judge.clusterer is not None:
-        times["judge/exposed_s"] = graded - sampled
-    samples = []
-    if index == 0 and session.wants_samples():
-        first = responses[rows.index(0)] if 0 in rows else None
-        texts_N = next(texts for texts in collectives.gather(first) if texts is not None)
-        columns = texts_N, grading.grades.rewards_PN[0], grading.grades.clusters_PN[0]
-        samples = [
-            {"prompt": batch.problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}
-            for text, reward, cluster in zip(*columns, strict=True)
-        ]
-    return Draw(
-        groups=Groups(prompts, rollouts, advantages_PN),
-        completions=all_completions,
-        grading=grading,
-        advantages_PN=host_advantages_PN,
-        diagnostics=diagnostics,
-        samples=samples,
-        times=times,
-    )
+    def another(batch: PromptBatch, index: int) -> Draw:
+        wanted = index == 0 and session.wants_samples()
+        return draw(spec, grader, session.state.params, batch, step_key, index, wanted, session.settle, stop_requested)
 
-
-def summarize(draws: Sequence[Draw]) -> dict[str, float]:
-    """Metrics of all groups that a step drew, also of those that it did not train on."""
-    times = {name: sum(d.times[name] for d in draws) for name in draws[0].times}
-    completions = _join([d.completions for d in draws])
-    grading = join([d.grading for d in draws])
-    metrics = rollout_metrics(completions, grading.grades, np.concatenate([d.advantages_PN for d in draws]))
-    metrics |= grading.metrics() | times
-    for name in draws[0].diagnostics:
-        defined = [value for d in draws if not math.isnan(value := float(d.diagnostics[name]))]
-        metrics[name] = sum(defined) / len(defined) if defined else math.nan
-    num_tokens = int(np.sum(completions.lengths_PN))
-    return metrics | {"throughput/rollout_tokens_per_s": num_tokens / times["time/rollout_s"]}
+    draws = [another(batch, 0)]
+    groups = draws[0].groups
+    while len(draws) < config.algorithm.max_prompt_batches and num_informative(groups) < config.prompts_per_step:
+        session.stopping.raise_if_requested("further prompts were to be drawn")
+        draws.append(another(session.next_prompts(), len(draws)))
+        groups = keep_informative(groups, draws[-1].groups)
+    return groups, draws
 
 
 def train(config: Config, directory: Path, resume_command: str, profile: bool = False) -> bool:
@@ -234,18 +79,13 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
     with (
         Session(config, directory, update, resume_command, SHOWN, profile) as session,
         Grader(
-            config.task, config.judge, Surroundings(directory, session.mesh), lambda: session.stop_requested
+            config.task, config.judge, Surroundings(directory, session.mesh), lambda: session.stopping.requested
         ) as grader,
     ):
         for step, batch in session.steps():
             step_key = jax.random.fold_in(root_key, step)
             try:
-                draws = [draw(config, session, grader, batch, step_key, 0)]
-                groups = draws[0].groups
-                while len(draws) < algorithm.max_prompt_batches and num_informative(groups) < config.prompts_per_step:
-                    session.raise_if_stopped("further prompts were to be drawn")
-                    draws.append(draw(config, session, grader, session.next_prompts(), step_key, len(draws)))
-                    groups = keep_informative(groups, draws[-1].groups)
+                groups, draws = draw_groups(config, session, grader, batch, step_key)
             except GradingStopped as stopped:
                 raise session.give_up_step(str(stopped)) from stopped
             except Interrupted as interrupted:

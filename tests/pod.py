@@ -17,8 +17,8 @@ from typing import IO, Any
 import jax
 
 from polyepo_jax.config.meshes import mesh_of
+from polyepo_jax.runs.preparation import load_params
 from polyepo_jax.runs.run_directory import read_config
-from polyepo_jax.runs.startup import load_params
 from polyepo_jax.sharding import MeshConfig
 
 ROOT = Path(__file__).resolve().parent.parent

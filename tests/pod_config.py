@@ -15,7 +15,7 @@ from orbax.checkpoint._src.path import async_path
 from polyepo_jax.config import Config
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.judges import HTTPJudge, MeshJudge, Rubric, Transport
-from polyepo_jax.runs import session
+from polyepo_jax.runs import evaluating
 from tests.tiny import rl_config
 
 
@@ -35,13 +35,13 @@ def get_config() -> Config:
 
         async_path.mkdir = fail
     if "POD_EVALUATES" in os.environ:
-        sample = session.sample
+        sample = evaluating.sample
 
         def sample_and_tell(*arguments):
             Path(os.environ["POD_EVALUATES"]).touch()
             return sample(*arguments)
 
-        session.sample = sample_and_tell
+        evaluating.sample = sample_and_tell
     judge = JudgeConfig()
     if "POD_JUDGE" in os.environ:
         rubric = Rubric(path=os.environ["POD_RUBRIC"])

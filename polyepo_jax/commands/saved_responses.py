@@ -18,7 +18,7 @@ from polyepo_jax.config.files import load
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.grading import Gradable, Grader, Grading, GradingStopped, JudgeConfig
 from polyepo_jax.judges import HTTPJudge, MeshJudge, Rubric, Surroundings, Transport
-from polyepo_jax.runs.startup import check_judge
+from polyepo_jax.runs.preparation import check_judge
 from polyepo_jax.sets import Advantage
 from polyepo_jax.tasks import Math, Problem, Task
 

@@ -39,8 +39,6 @@ def _reference(thing: Any) -> str:
 
 # Where classes that a config.json may name have gone since it was written.
 _MOVED = {
-    "polyepo_jax.config": "polyepo_jax.config.sections",
-    "polyepo_jax.grading": "polyepo_jax.grading.grader",
     "polyepo_jax.tokenizer": "polyepo_jax.model.tokenizer",
     "polyepo_jax.update": "polyepo_jax.training.update",
 }

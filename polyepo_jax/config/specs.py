@@ -7,6 +7,8 @@ import jax
 from polyepo_jax.config.sections import Config, RunConfig
 from polyepo_jax.model.tokenizer import Tokenizer
 from polyepo_jax.sampling import GenerationSpec, Sampling
+from polyepo_jax.sharding import Mesh
+from polyepo_jax.training.draw import DrawSpec
 from polyepo_jax.training.update import UpdateSpec
 
 
@@ -61,4 +63,15 @@ def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> 
         pad_id=config.task.tokenizer.pad_id,
         sampling=sampling,
         gather_weights=config.sampling.gather_weights if isinstance(config, Config) else True,
+    )
+
+
+def draw_spec(config: Config, mesh: Mesh) -> DrawSpec:
+    """How each step draws its prompts."""
+    return DrawSpec(
+        generation=generation_spec(config),
+        max_rows=config.sampling.max_rows,
+        tokenizer=config.task.tokenizer,
+        advantage=config.algorithm.advantage,
+        mesh=mesh,
     )

@@ -32,7 +32,7 @@ import os
 import pathlib
 import signal
 from polyepo_jax.runs.checkpoint import Checkpoints
-from polyepo_jax.runs.metrics import JsonLines
+from polyepo_jax.runs.writers import JsonLines
 from tests.commands.test_train import SignalsItself
 from tests.tiny import rl_config
 

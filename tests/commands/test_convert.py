@@ -22,8 +22,8 @@ from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import Llama3RopeScaling, forward, init, load_hf, save_hf
 from polyepo_jax.model.tokenizer import HFTokenizer
 from polyepo_jax.runs import model_directory
+from polyepo_jax.runs.preparation import load_params
 from polyepo_jax.runs.run_directory import read_config, write_json
-from polyepo_jax.runs.startup import load_params
 from polyepo_jax.sampling import GenerationSpec, Sampling
 from polyepo_jax.sampling.generate import generate
 from polyepo_jax.sets import Polychromic, SetAdvantage

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from polyepo_jax import evaluate, report
-from polyepo_jax import train as train_module
 from polyepo_jax.config import AlgorithmConfig, EvaluationConfig, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config.files import to_json
 from polyepo_jax.config.meshes import mesh_of
@@ -25,13 +24,15 @@ from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.pods import object_storage
-from polyepo_jax.runs import session
+from polyepo_jax.runs import evaluating, session
+from polyepo_jax.runs.preparation import load_params
 from polyepo_jax.runs.run_directory import write_json
-from polyepo_jax.runs.startup import load_params
 from polyepo_jax.sets import GRPO, MaxRL, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft
 from polyepo_jax.sharding import MeshConfig
-from polyepo_jax.train import flatten, train
+from polyepo_jax.train import train
+from polyepo_jax.training import draw
+from polyepo_jax.training.batch import flatten
 from polyepo_jax.types import Prompts, Rollouts
 from tests.tiny import MODEL, EasyPolynomial, metrics_of, rl_config, sft_config
 
@@ -150,14 +151,14 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number,
 def test_a_signal_during_the_rollouts_saves_what_was_done_before(finished, tmp_path, monkeypatch, capsys):
     num_rollouts = 0
 
-    def generate_in_waves(*arguments, original=train_module.generate_in_waves):
+    def generate_in_waves(*arguments, original=draw.generate_in_waves):
         nonlocal num_rollouts
         num_rollouts += 1
         if num_rollouts in (1, 4):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(train_module, "generate_in_waves", generate_in_waves)
+    monkeypatch.setattr(draw, "generate_in_waves", generate_in_waves)
     config = rl_config(save_interval_steps=100, eval_interval_steps=3)
     for step in (0, 2):
         run(config, tmp_path)
@@ -175,14 +176,14 @@ def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(fin
     directory = object_storage.working_copy(Path(f"file://{there}"))  # what is logged has to come to the URL, too
     num_evaluations = 0
 
-    def sample(*arguments, original=session.sample):
+    def sample(*arguments, original=evaluating.sample):
         nonlocal num_evaluations
         num_evaluations += 1
         if num_evaluations in (1, 2, 4):  # that after step 3, again on resuming, and that after the last step
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(session, "sample", sample)
+    monkeypatch.setattr(evaluating, "sample", sample)
     evaluation = dataclasses.replace(rl_config().evaluation, max_rows=4)  # four waves
     config = rl_config(save_interval_steps=100, eval_interval_steps=3, evaluation=evaluation)
     for _ in range(2):
@@ -477,8 +478,8 @@ def test_a_run_of_a_version_with_fewer_fields_goes_on(tmp_path):
 
 def test_evaluation_in_training_samples_no_more_rows_than_training(tmp_path, monkeypatch):
     rows = []
-    sample = session.sample
-    monkeypatch.setattr(session, "sample", lambda *arguments: rows.append(arguments[5]) or sample(*arguments))
+    sample = evaluating.sample
+    monkeypatch.setattr(evaluating, "sample", lambda *arguments: rows.append(arguments[5]) or sample(*arguments))
     evaluation = EvaluationConfig(num_samples=4, num_validation_prompts=4, max_rows=1000)
     run(
         rl_config(max_steps=1, eval_interval_steps=1, evaluation=evaluation, sampling=SamplingConfig(max_rows=8)),

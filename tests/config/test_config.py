@@ -202,7 +202,7 @@ def test_a_missing_config_is_named(tmp_path):
         ({"max_steps": 1.5}, "max_steps: expected int, got 1.5"),
         ({"max_steps": True}, "max_steps: expected int, got True"),
         ({"task": {"class": "polyepo_jax.tasks:Nothing"}}, "task: 'polyepo_jax.tasks:Nothing' cannot be found"),
-        ({"task": {"class": "polyepo_jax.runs.metrics:read_lines"}}, "is not a dataclass"),
+        ({"task": {"class": "polyepo_jax.runs.writers:read_lines"}}, "is not a dataclass"),
         ({"mesh": {"class": "polyepo_jax.tasks:Polynomial"}}, "mesh: expected a MeshConfig, got a Polynomial"),
         ({"task": None}, "task must be a dataclass as of polyepo_jax.tasks, got None"),
         ({"task": {"class": 5}}, "task: '5' cannot be found"),

@@ -5,16 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from polyepo_jax.runs.metrics import (
-    JsonLines,
-    Progress,
-    TensorBoard,
-    WeightsAndBiases,
-    completions_of,
-    read_lines,
-    rollout_metrics,
-)
+from polyepo_jax.runs.progress import Progress
+from polyepo_jax.runs.writers import JsonLines, TensorBoard, WeightsAndBiases, read_lines
 from polyepo_jax.sets import has_signal
+from polyepo_jax.training.metrics import completions_of, rollout_metrics
 from polyepo_jax.types import Grades, Rollouts
 
 

@@ -11,9 +11,10 @@ from polyepo_jax import train as train_module
 from polyepo_jax.config import AlgorithmConfig, Config
 from polyepo_jax.config.files import load
 from polyepo_jax.errors import InputError
-from polyepo_jax.runs.session import Session
+from polyepo_jax.runs.stopping import Stopping
 from polyepo_jax.sets import GRPO, Polychromic, SetAdvantage, group_advantages
-from polyepo_jax.train import Groups, keep_informative, train
+from polyepo_jax.train import train
+from polyepo_jax.training.batch import Groups, keep_informative
 from polyepo_jax.types import Grades, Prompts, Rollouts
 from tests.commands.test_train import assert_same_run, run
 from tests.tiny import EasyPolynomial, metrics_of, rl_config
@@ -156,7 +157,7 @@ def test_dynamic_sampling_draws_until_groups_carry_signal_and_resumes(tmp_path):
 def test_a_run_that_is_told_to_end_draws_no_further_prompts(tmp_path, monkeypatch, capsys):
     told = []
     monkeypatch.setattr(train_module, "num_informative", lambda groups: bool(told.append(True)))
-    monkeypatch.setattr(Session, "stop_requested", property(lambda session: bool(told)))
+    monkeypatch.setattr(Stopping, "requested", property(lambda stopping: bool(told)))
     algorithm = AlgorithmConfig(advantage=GRPO(), max_prompt_batches=5)
     assert not train(rl_config(algorithm=algorithm), tmp_path, "again")
     assert told == [True]

@@ -1,0 +1,202 @@
+"""A batch of prompts is drawn: rollouts, their grades, their advantages.
+
+Each wave of prompts is graded while the next one is sampled. Of several processes each grades the prompts whose rows
+are on its devices, and all learn all grades.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from polyepo_jax.grading import Grader, Grading, Submitted, decode, join
+from polyepo_jax.model.tokenizer import Tokenizer
+from polyepo_jax.pods import collectives
+from polyepo_jax.sampling import GenerationSpec, generate_in_waves, until_stopped
+from polyepo_jax.sets import Advantage, group_advantages
+from polyepo_jax.sharding import Mesh, own_rows, shard_rows
+from polyepo_jax.training.batch import Groups
+from polyepo_jax.training.data import PromptBatch
+from polyepo_jax.training.metrics import Completions, completions_of, rollout_metrics
+from polyepo_jax.types import Array, Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawSpec:
+    """How prompts are drawn; the same in every step of a run.
+
+    generation: how they are sampled.
+    max_rows: generations sampled at a time.
+    tokenizer: decodes them.
+    advantage: weighs them.
+    mesh: of all devices.
+    """
+
+    generation: GenerationSpec
+    max_rows: int
+    tokenizer: Tokenizer
+    advantage: Advantage
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """One batch of prompts, sampled and graded.
+
+    groups: on the devices. completions, grading, advantages_PN: of all of them, on the host of every process.
+    diagnostics: what the advantage says of its groups.
+    samples: the first prompt's generations, for samples.jsonl; none where they are not wanted.
+    times: metrics.
+    """
+
+    groups: Groups
+    completions: Completions
+    grading: Grading
+    advantages_PN: np.ndarray
+    diagnostics: dict[str, Array]
+    samples: list[dict[str, Any]]
+    times: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sampled:
+    """The rollouts of a batch, and what this process has of them on its host, while they are being graded.
+
+    rows: of the batch, that are this process's; responses, completions, submitted: of these.
+    waited_s: for the devices. at: time.perf_counter() when the last wave was on the host.
+    """
+
+    rollouts: Rollouts
+    rows: list[int]
+    responses: list[list[str]]
+    completions: Completions
+    submitted: list[Submitted]
+    waited_s: float
+    at: float
+
+
+def draw(
+    spec: DrawSpec,
+    grader: Grader,
+    params: Any,
+    batch: PromptBatch,
+    step_key: Array,
+    index: int = 0,
+    wants_samples: bool = False,
+    on_dispatch: Callable[[], float] = lambda: 0.0,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Draw:
+    """Rollouts of a batch of prompts, their grades and advantages.
+
+    Args:
+      step_key: of the step.
+      index: of the batch within the step, so that each has its own random numbers.
+      wants_samples: keep the texts of the first prompt's generations.
+      on_dispatch: called once the devices are at work; returns the time.perf_counter() before which their work was
+        something else's.
+      stop_requested: whether the run is asked to end.
+
+    Raises:
+      GradingStopped: grading cannot go on.
+      Interrupted: the run is asked to end.
+    """
+    rollout_key, sets_key = (jax.random.fold_in(step_key, 2 * index + i) for i in range(2))
+    prompts = shard_rows(spec.mesh, batch.prompts)
+    dispatched = time.perf_counter()
+    waves = generate_in_waves(spec.generation, params, batch.prompts, rollout_key, spec.mesh, spec.max_rows)
+    began = max(dispatched, on_dispatch())
+    sampled = _sample(spec, grader, batch, until_stopped(waves, spec.mesh, stop_requested))
+    completions, grading = _everywhere(sampled.rows, sampled.completions, grader.collect(sampled.submitted))
+    graded = time.perf_counter()
+
+    advantages_PN, diagnostics = group_advantages(spec.advantage, sets_key, prompts.ids_P, grading.grades)
+    host_advantages_PN = collectives.to_host(advantages_PN)
+    times = {
+        "time/rollout_s": sampled.at - began,
+        "time/rollout_wait_s": sampled.waited_s,
+        "time/grade_s": graded - sampled.at,
+        "time/advantage_s": time.perf_counter() - graded,
+    }
+    if grader.has_judge:
+        times["judge/exposed_s"] = graded - sampled.at
+    return Draw(
+        groups=Groups(prompts, sampled.rollouts, advantages_PN),
+        completions=completions,
+        grading=grading,
+        advantages_PN=host_advantages_PN,
+        diagnostics=diagnostics,
+        samples=_samples(batch, sampled, grading) if wants_samples else [],
+        times=times,
+    )
+
+
+def _sample(spec: DrawSpec, grader: Grader, batch: PromptBatch, waves: Any) -> _Sampled:
+    """All waves, each handed to the grader as soon as it is there."""
+    parts: list[Rollouts] = []
+    completions: list[Completions] = []
+    rows: list[int] = []
+    responses: list[list[str]] = []
+    submitted: list[Submitted] = []
+    num_sampled, waited_s, at = 0, 0.0, 0.0
+    for wave in waves:
+        waits = time.perf_counter()
+        indices, on_host = own_rows(wave)
+        at = time.perf_counter()
+        waited_s += at - waits
+        own = (num_sampled + indices).tolist()
+        num_sampled += len(wave.truncated_PN)
+        texts = decode(spec.tokenizer, on_host)
+        submitted += grader.submit([batch.problems[row] for row in own], texts, np.asarray(on_host.truncated_PN))
+        parts.append(wave)
+        completions.append(completions_of(on_host))
+        responses += texts
+        rows += own
+    return _Sampled(_join(parts), rows, responses, _join(completions), submitted, waited_s, at)
+
+
+def _samples(batch: PromptBatch, sampled: _Sampled, grading: Grading) -> list[dict[str, Any]]:
+    """The first prompt's generations with their grades; all processes call this at the same point."""
+    first = sampled.responses[sampled.rows.index(0)] if 0 in sampled.rows else None
+    texts_N = next(texts for texts in collectives.gather(first) if texts is not None)
+    columns = texts_N, grading.grades.rewards_PN[0], grading.grades.clusters_PN[0]
+    return [
+        {"prompt": batch.problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}
+        for text, reward, cluster in zip(*columns, strict=True)
+    ]
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """Structs of successive prompts, all on the devices or all on the host, in one."""
+    if len(parts) == 1:
+        return parts[0]
+    on_host = isinstance(jax.tree.leaves(parts[0])[0], np.ndarray)
+    return jax.tree.map(lambda *x: (np if on_host else jnp).concatenate(x), *parts)
+
+
+def _everywhere(rows: Sequence[int], completions: Completions, gradings: Sequence[Grading]) -> tuple[Any, Grading]:
+    """Completions and grades of all prompts, in their order, from those of each process's own."""
+    own = [
+        [[column[i].tolist() for column in dataclasses.astuple(completions)], grading.to_json()]
+        for i, grading in enumerate(gradings)
+    ]
+    measured, graded = zip(*collectives.gather_rows(rows, own), strict=True)
+    return Completions(*map(np.array, zip(*measured, strict=True))), join([Grading.from_json(g) for g in graded])
+
+
+def summarize(draws: Sequence[Draw]) -> dict[str, float]:
+    """Metrics of all groups that a step drew, also of those that it did not train on."""
+    times = {name: sum(d.times[name] for d in draws) for name in draws[0].times}
+    completions = _join([d.completions for d in draws])
+    grading = join([d.grading for d in draws])
+    metrics = rollout_metrics(completions, grading.grades, np.concatenate([d.advantages_PN for d in draws]))
+    metrics |= grading.metrics() | times
+    for name in draws[0].diagnostics:
+        defined = [value for d in draws if not math.isnan(value := float(d.diagnostics[name]))]
+        metrics[name] = sum(defined) / len(defined) if defined else math.nan
+    num_tokens = int(np.sum(completions.lengths_PN))
+    return metrics | {"throughput/rollout_tokens_per_s": num_tokens / times["time/rollout_s"]}
