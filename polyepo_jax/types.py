@@ -21,18 +21,24 @@ Array = jax.Array
 DEGENERATE = -1
 
 
+# Turns of a conversation, (role, text) each.
+Turns = tuple[tuple[str, str], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One prompt with what is needed to grade responses to it; stays on the host.
 
     id: non-negative int32, unique in the task; the random numbers of its generations derive from it.
-    prompt: the text the model continues.
+    prompt: the text the model continues, or answers as the user's turn.
     reference: what the verifier compares with, in the task's own form.
+    turns: of a conversation what precedes the prompt, such as a system turn.
     """
 
     id: int
     prompt: str
     reference: str
+    turns: Turns = ()
 
 
 @jax.tree_util.register_dataclass

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,6 +82,24 @@ class ChatTemplate:
                 f"{self.path}: the chat template fails: {type(error).__name__}: {error}; mend it, or use bare "
                 "prompts by chat = False"
             ) from error
+
+    def parts(self, roles: Sequence[str]) -> tuple[list[str], list[int]]:
+        """What the template puts before, between and after the texts of turns, and which turn's text comes when.
+
+        Raises:
+          ValueError: as of `render`; or it does not show the text of each turn exactly once.
+        """
+        marks = [chr(ord(_PLACEHOLDER) + number) for number in range(len(roles))]
+        turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+        pieces = re.split(f"([{marks[0]}-{marks[-1]}])", self.render(turns, opens_answer=True))
+        shown = [marks.index(mark) for mark in pieces[1::2]]
+        for number, role in enumerate(roles):
+            if shown.count(number) != 1:
+                raise ValueError(
+                    f"{self.path}: the chat template shows the text of turn {number} ({role}) {shown.count(number)} "
+                    f"times, expected once, in a conversation of {', '.join(roles)}; mend it, or leave such turns out"
+                )
+        return pieces[::2], shown
 
     def after_answer(self) -> str:
         """What follows the text of an answer; empty if the template does not show answers."""

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import tokenizers
 
 from polyepo_jax.model.chat_template import TOKEN_NAMES, ChatTemplate, read_json, read_tokenizer, token_text
+from polyepo_jax.types import Turns
 
 # Stands in decoded text for an id that is no character: no parser takes it for part of an answer.
 UNKNOWN = "\ufffd"
@@ -20,8 +21,9 @@ class Tokenizer(Protocol):
     """What the package needs of a tokenizer.
 
     vocab_size: ids are below it. pad_id: fills rows, never a stop token. stop_ids: end a completion.
-    encode: a text. encode_prompt: the text of one problem, as the model is to see it. encode_completion: a
-    demonstration, its end token included.
+    encode: a text. encode_prompt: the text of one problem, as the model is to see it, after the turns of a conversation
+    that precede it (ValueError from one that knows no turns). encode_completion: a demonstration, its end token
+    included.
     """
 
     @property
@@ -31,7 +33,7 @@ class Tokenizer(Protocol):
     @property
     def stop_ids(self) -> tuple[int, ...]: ...
     def encode(self, text: str) -> list[int]: ...
-    def encode_prompt(self, text: str) -> list[int]: ...
+    def encode_prompt(self, text: str, turns: Turns = ()) -> list[int]: ...
     def encode_completion(self, text: str) -> list[int]: ...
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -77,7 +79,9 @@ class CharacterTokenizer:
             raise ValueError(f"character {text[ids.index(0)]!r} of {text!r} is not in the alphabet {self.alphabet!r}")
         return ids
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, turns: Turns = ()) -> list[int]:
+        if turns:
+            raise ValueError(f"a tokenizer of characters knows no turns, got {turns!r:.80} before the prompt")
         return self.encode(text)
 
     def encode_completion(self, text: str) -> list[int]:
@@ -132,15 +136,22 @@ class HFTokenizer:
         """
         return _ids(self._files.plain, text)
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str, turns: Turns = ()) -> list[int]:
         """With `chat` a user's turn and the opening of the answer; else the text, after the token that begins texts.
 
+        turns: (role, text) of what precedes it in the conversation.
+
         Raises:
-          ValueError: a lone surrogate in the text, or a chat template that refuses it.
+          ValueError: a lone surrogate in the text, a chat template that refuses or does not show it, or turns
+            without `chat`.
         """
         files = self._files
         if files.turn is None:
+            if turns:
+                raise ValueError(f"a prompt with turns before it, {turns!r:.80}, needs a chat template: chat = True")
             return [*files.start_ids, *_ids(files.plain, text)]
+        if turns:
+            return _encode_conversation((*turns, ("user", text)), files.turn.template, files)
         return files.turn.encode(text, files)
 
     def encode_completion(self, text: str) -> list[int]:
@@ -203,6 +214,38 @@ class _Turn:
         if before + between + after != rendered:
             raise ValueError(f"{self.template.path}: the chat template changes with its user's text, here {text!r:.99}")
         return [*self.head_ids, *_ids(files.plain, self.start + between + self.end), *self.tail_ids]
+
+
+def _encode_conversation(turns: Turns, template: ChatTemplate, files: "_Files") -> list[int]:
+    """All turns and the opening of the answer; special tokens that a text spells out stay text."""
+    between, order = template.parts([role for role, _ in turns])
+    special = [i for part in between for i in files.markup.encode(part, add_special_tokens=False).ids]
+    rendered = template.render([{"role": role, "content": text} for role, text in turns], opens_answer=True)
+    ids = _ids(files.markup, rendered)
+    if [i for i in ids if i in files.special_ids] == [i for i in special if i in files.special_ids]:
+        return ids
+    for strip in (str, str.strip):  # templates may strip
+        texts = [strip(turns[k][1]) for k in order]
+        if "".join(itertools.chain(*zip(between, [*texts, ""], strict=True))) == rendered:
+            return _encode_between(between, texts, files)
+    raise ValueError(f"{template.path}: the chat template changes with the text of its turns, here {turns!r:.99}")
+
+
+def _encode_between(between: Sequence[str], texts: Sequence[str], files: "_Files") -> list[int]:
+    """Ids of between[0], texts[0], between[1] ... : special tokens are found in `between` alone."""
+    ids: list[int] = []
+    plain = ""  # since the last special token
+    for part, text in zip(between, [*texts, ""], strict=True):
+        encoding = files.markup.encode(part, add_special_tokens=False)
+        special = [k for k, i in enumerate(encoding.ids) if i in files.special_ids]
+        if special:
+            ids += _ids(files.plain, plain + part[: encoding.offsets[special[0]][0]])
+            ids += encoding.ids[special[0] : special[-1] + 1]
+            plain = part[encoding.offsets[special[-1]][1] :]
+        else:
+            plain += part
+        plain += text
+    return ids + _ids(files.plain, plain)
 
 
 @dataclasses.dataclass(frozen=True)

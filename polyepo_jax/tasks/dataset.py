@@ -1,20 +1,22 @@
 """Where the problems of a set are, what its fields are called, and its records as they are read.
 
-A set is a file (JSON lines, a JSON list, parquet), one of the Hugging Face hub, or what a function of the user's
-yields. Numbers are kept as they are spelled: no rounding, and no limit on their digits.
+A set is a file (see `files`), one of the Hugging Face hub, or what a function of the user's yields.
 """
 
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from polyepo_jax.tasks.files import Number, columns, first_line, lookup, rows_of, stem
+from polyepo_jax.types import Turns
+
+ROLES = ("system", "user", "assistant")
 _SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can hold half a character, which no tokenizer takes
 
 
@@ -25,11 +27,14 @@ class Dataset:
     Attributes:
       name: shown in eval.json and in messages.
       hub: its name on the Hugging Face hub (extra `hub`), or a directory as of `datasets.load_dataset`.
-      path: a local file that is read in place of the hub: .jsonl, .json (lines or one list) or .parquet, or a
-        directory of .parquet files, read in the order of their names.
+      path: a local file that is read in place of the hub: .jsonl, .json (lines, one list, or an object that holds
+        one), .csv or .tsv with names in the first line, each also as .gz, or .parquet; or a directory of .parquet
+        files, read in the order of their names.
       subset: on the hub, its configuration.
       split: on the hub.
-      problem, answer: the names of the fields. A problem is a text, an answer a text or a number.
+      problem, answer: the names of the fields; with dots, of one within another: `reward_model.ground_truth`. A
+        problem is a text, or a list of chat messages of which the last is the user's; an answer is a text, a number,
+        or one of them in a list.
       extract: the final answer in the text of the answer field, a text; None where the field holds nothing else.
       fields_seen: the fields were seen in the data itself. Where they are only what others' code reads, the message
         on a field that is not there says so.
@@ -56,18 +61,24 @@ Source = Dataset | str | Callable[[], Iterable[Mapping[str, Any]]]
 
 
 class Record(NamedTuple):
-    """One row as it was read. `where` leads to it in messages; an empty text stands for what is not there."""
+    """One row as it was read; an empty text stands for what is not there.
+
+    where: leads to the row in messages. turns: what precedes the problem in a conversation. refused: why there is no
+    answer that could be used.
+    """
 
     where: str
     problem: str
     answer: str
+    turns: Turns = ()
+    refused: str = ""
 
 
 def name_of(source: Source) -> str:
     """A set's name in eval.json and in messages."""
     if isinstance(source, Dataset):
         return source.name
-    return Path(source).stem if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
+    return stem(source) if isinstance(source, str) else getattr(source, "__name__", type(source).__name__)
 
 
 def records(source: Source) -> Iterator[Record]:
@@ -82,17 +93,15 @@ def records(source: Source) -> Iterator[Record]:
             raise ValueError(
                 f"{where}: expected an object of {dataset.problem!r} and {dataset.answer!r}, got {str(row)!r:.80}"
             )
-        _check_fields(dataset, row, where)
-        problem, answer = row[dataset.problem], _as_text(row[dataset.answer])
-        if problem is not None and (not isinstance(problem, str) or isinstance(problem, _Number)):
-            raise ValueError(f"{where}: {dataset.problem!r} must be a text, got {problem!r:.80}")
-        if answer is None:
-            raise ValueError(f"{where}: {dataset.answer!r} must be a number or a text, got {row[dataset.answer]!r:.80}")
-        if dataset.extract is not None:
-            answer = _extracted(dataset.extract, answer, where)
-        if _SURROGATE.search((problem or "") + answer):
+        turns, problem = _conversation(_value(dataset, "problem", row, where), dataset.problem, where)
+        answers = _value(dataset, "answer", row, where)
+        if isinstance(answers, (list, tuple)) and len(answers) > 1:
+            record = Record(where, problem, "", turns, f"there are {len(answers)} answers, expected one")
+        else:
+            record = Record(where, problem, _answer(answers, dataset, where), turns)
+        if _SURROGATE.search(record.problem + record.answer + "".join(text for _, text in turns)):
             raise ValueError(f"{where}: a lone surrogate (\\ud800 to \\udfff), which is no character; mend the text")
-        yield Record(where, problem or "", answer)
+        yield record
 
 
 def _rows_of(source: Source, dataset: Dataset) -> Iterator[tuple[str, Any]]:
@@ -100,23 +109,77 @@ def _rows_of(source: Source, dataset: Dataset) -> Iterator[tuple[str, Any]]:
         yield from _function_rows(source, dataset.name)
     elif dataset.path is None:
         yield from _hub_rows(dataset)
-    elif (path := Path(dataset.path)).is_dir() or path.suffix == ".parquet":
-        yield from _parquet_rows(path, dataset)
     else:
-        yield from _json_rows(path)
+        fields = (dataset.problem, dataset.answer)
+        yield from rows_of(Path(dataset.path), fields, lambda names, where: _check_columns(dataset, names, where))
+
+
+def _value(dataset: Dataset, setting: str, row: Mapping[str, Any], where: str) -> Any:
+    """The field that the setting `problem` or `answer` names.
+
+    Raises:
+      ValueError: it is not there.
+    """
+    field = getattr(dataset, setting)
+    try:
+        return lookup(row, field)
+    except KeyError:
+        raise _no_field(dataset, setting, _names(row), where) from None
+
+
+def _check_columns(dataset: Dataset, names: Sequence[str], where: str) -> None:
+    for setting, field in (("problem", dataset.problem), ("answer", dataset.answer)):
+        if field not in names and field.partition(".")[0] not in names:
+            raise _no_field(dataset, setting, names, where)
+
+
+def _names(row: Mapping[str, Any]) -> list[str]:
+    """The fields of a row, those of an object within it as paths."""
+    nested = {name: value if isinstance(value, Mapping) else {} for name, value in row.items()}
+    return [path for name, inner in nested.items() for path in ([f"{name}.{key}" for key in inner] or [name])]
 
 
 _NOT_SEEN = "; those declared are what others' code reads, and were not compared with the data"
 
 
-def _check_fields(dataset: Dataset, there: Iterable[str], where: str) -> None:
-    names = tuple(there)
-    for setting, field in (("problem", dataset.problem), ("answer", dataset.answer)):
-        if field not in names:
+def _no_field(dataset: Dataset, setting: str, names: Sequence[str], where: str) -> ValueError:
+    return ValueError(
+        f"{where}: no field {getattr(dataset, setting)!r}; there are {', '.join(map(repr, names)) or 'none'}: name the "
+        f"right one by Dataset({dataset.name!r}, ..., {setting}=...){'' if dataset.fields_seen else _NOT_SEEN}"
+    )
+
+
+def _conversation(value: Any, field: str, where: str) -> tuple[Turns, str]:
+    """The turns before the problem, and its text: of a text there are none, of chat messages all but the last."""
+    if value is None or (isinstance(value, str) and not isinstance(value, Number)):
+        return (), value or ""
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(message, Mapping) for message in value):
+        raise ValueError(
+            f"{where}: {field!r} must be a text, got {value!r:.80}; a list must be one of chat messages, each with "
+            "role and content"
+        )
+    turns = []
+    for number, message in enumerate(value):
+        role, text = message.get("role"), message.get("content")
+        if role not in ROLES or not isinstance(text, str) or isinstance(text, Number):
             raise ValueError(
-                f"{where}: no field {field!r}; there are {', '.join(map(repr, names)) or 'none'}: name the right one "
-                f"by Dataset({dataset.name!r}, ..., {setting}=...){'' if dataset.fields_seen else _NOT_SEEN}"
+                f"{where}: message {number} of {field!r} must have a role of {', '.join(ROLES)} and a text as content, "
+                f"got {dict(message)!r:.80}"
             )
+        turns.append((str(role), text))
+    if turns[-1][0] != "user":
+        raise ValueError(f"{where}: the last message of {field!r} must be the user's, got one of {turns[-1][0]!r}")
+    return tuple(turns[:-1]), turns[-1][1]
+
+
+def _answer(value: Any, dataset: Dataset, where: str) -> str:
+    """The answer of a field, which may be a list of one."""
+    if isinstance(value, (list, tuple)):
+        value = value[0] if value else None
+    answer = _as_text(value)
+    if answer is None:
+        raise ValueError(f"{where}: {dataset.answer!r} must be a number or a text, got {value!r:.80}")
+    return answer if dataset.extract is None else _extracted(dataset.extract, answer, where)
 
 
 def _as_text(answer: Any) -> str | None:
@@ -124,7 +187,7 @@ def _as_text(answer: Any) -> str | None:
     if answer is None or (isinstance(answer, float) and math.isnan(answer)):
         return ""
     if isinstance(answer, str):
-        return str(answer)  # a _Number becomes a plain text
+        return str(answer)  # a Number becomes a plain text
     if isinstance(answer, float):
         return np.format_float_positional(answer, trim="0")  # 27.0, and no exponent
     return str(answer) if isinstance(answer, (int, Decimal)) and not isinstance(answer, bool) else None
@@ -148,52 +211,6 @@ def _function_rows(function: Callable[[], Iterable[Any]], name: str) -> Iterator
     yield from ((f"{name}(), item {number}", item) for number, item in enumerate(items))
 
 
-class _Number(str):
-    """A number as the file spells it."""
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); expected JSON lines in UTF-8") from error
-    if path.suffix == ".json" and text.lstrip().startswith("["):
-        yield from ((f"{path}, item {number}", row) for number, row in enumerate(_parse(text, str(path))))
-        return
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold the other ends of line that Python knows
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield where, _parse(line, where)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return json.loads(text, parse_int=_Number, parse_float=_Number, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON ({error})") from error
-
-
-def _parquet_rows(path: Path, dataset: Dataset) -> Iterator[tuple[str, Any]]:
-    import pyarrow  # here, as it takes a quarter of a second
-    from pyarrow import parquet
-
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if not files:
-        raise ValueError(f"{path}: there is no .parquet file in this directory")
-    for file in files:
-        try:
-            with parquet.ParquetFile(file) as opened:
-                _check_fields(dataset, opened.schema_arrow.names, str(file))
-                rows = opened.read(columns=[dataset.problem, dataset.answer]).to_pylist()
-        except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"{file}: cannot be read ({_first_line(error)}); expected a parquet file") from error
-        yield from ((f"{file}, row {number}", row) for number, row in enumerate(rows))
-
-
 def _hub_rows(dataset: Dataset) -> Iterator[tuple[str, Any]]:
     try:
         from datasets import load_dataset
@@ -206,13 +223,9 @@ def _hub_rows(dataset: Dataset) -> Iterator[tuple[str, Any]]:
         rows = load_dataset(dataset.hub, dataset.subset, split=dataset.split)
     except Exception as error:  # of many kinds: no network, no such set, subset or split
         raise ValueError(
-            f"{dataset.name}: {dataset.hub} cannot be had from the hub ({_first_line(error)}): see that there is a "
+            f"{dataset.name}: {dataset.hub} cannot be had from the hub ({first_line(error)}): see that there is a "
             "network and that hub, subset and split are right, or give the path of a local copy"
         ) from error
-    _check_fields(dataset, rows.column_names, str(dataset.hub))
-    chosen = rows.select_columns(sorted({dataset.problem, dataset.answer}))  # others may be images, slow to decode
+    _check_columns(dataset, rows.column_names, str(dataset.hub))
+    chosen = rows.select_columns(columns(rows.column_names, (dataset.problem, dataset.answer)))  # others may be images
     yield from ((f"{dataset.hub}, row {number}", row) for number, row in enumerate(chosen))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

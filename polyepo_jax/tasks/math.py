@@ -39,7 +39,8 @@ class Math:
       benchmarks: more sets held out; each is evaluated by itself.
       chat: prompts are turns of the chat template; False for a model without one.
       num_validation: how many training problems, always the same, are held out for validation.
-      instruction: follows the problem in each prompt.
+      instruction: follows the problem in each prompt, also where that is chat messages, whose turns before it are
+        kept.
       verifier: (problem, response) -> reward or Verdict: a MathVerifier, or a function of your own.
     """
 
@@ -94,12 +95,13 @@ class Math:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """A line on each set: how many rows it has, and how many are left out and why.
+        """A line on each set: how many rows it has, and how many are left out and why; another where these are many.
 
         Raises:
           ValueError: as of `problems`.
         """
-        return tuple(str(rows) for rows in (_train_rows(self), *(self._load(source) for source in self._held_out)))
+        sets = (_train_rows(self), *(self._load(source) for source in self._held_out))
+        return tuple(note for rows in sets for note in rows.notes)
 
     def _load(self, source: Source) -> Rows:
         return load(source, self.verifier)
@@ -133,7 +135,7 @@ class Math:
 
 
 def _problem(row: Row, task: Math, first_id: int = 0) -> Problem:
-    return Problem(first_id + row.id, row.problem + task.instruction, row.answer)
+    return Problem(first_id + row.id, row.problem + task.instruction, row.answer, row.turns)
 
 
 @functools.lru_cache(maxsize=16)

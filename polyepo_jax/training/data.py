@@ -7,7 +7,7 @@ processes; of a batch each tokenizes the prompts that its own devices sample.
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import grain
 import numpy as np
@@ -39,7 +39,7 @@ def admit(
     ids = [problem.id for problem in problems]
     if len(set(ids)) != len(ids) or any(not 0 <= i < 2**31 for i in ids):
         raise ValueError("problem ids must be distinct and between 0 and 2^31 - 1")
-    lengths = [len(tokenizer.encode_prompt(problem.prompt)) for problem in problems]
+    lengths = [len(_prompt_ids(problem, tokenizer)) for problem in problems]
     if 0 in lengths:
         raise ValueError(
             f"problem {problems[lengths.index(0)].id} has an empty prompt: the model needs a token to start"
@@ -68,11 +68,17 @@ def to_prompts(
     tokens_PT = np.full((len(problems), max_prompt_length), tokenizer.pad_id, np.int32)
     mask_PT = np.zeros(tokens_PT.shape, bool)
     for row in range(len(problems)) if own_P is None else np.flatnonzero(own_P).tolist():
-        ids = tokenizer.encode_prompt(problems[row].prompt)
+        ids = _prompt_ids(problems[row], tokenizer)
         tokens_PT[row, max_prompt_length - len(ids) :] = ids
         mask_PT[row, max_prompt_length - len(ids) :] = True
     ids_P = np.array([problem.id for problem in problems], np.int32)
     return Prompts(tokens_PT, mask_PT, ids_P)  # type: ignore[arg-type]  # NumPy until it is placed on devices
+
+
+def _prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:
+    if problem.turns:  # a tokenizer of the user's own may know no turns
+        return tokenizer.encode_prompt(problem.prompt, problem.turns)
+    return tokenizer.encode_prompt(problem.prompt)
 
 
 def prompt_dataset(
@@ -105,9 +111,19 @@ def prompt_dataset(
 
 
 def fingerprint(problems: Sequence[Problem], prompts_per_step: int, seed: int) -> str:
-    """Identifies a prompt order: grain would resume another one without a word."""
-    content = json.dumps([prompts_per_step, seed, [(p.id, p.prompt, p.reference) for p in problems]])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    """Identifies a prompt order and the references: grain would resume another one without a word."""
+    # Turns only where there are any, so that the checkpoints from before there were some can be resumed.
+    shown = [(p.id, p.prompt, p.reference, *([p.turns] if p.turns else [])) for p in problems]
+    return _digest([prompts_per_step, seed, shown])
+
+
+def prompts_fingerprint(problems: Sequence[Problem], prompts_per_step: int, seed: int) -> str:
+    """Identifies a prompt order alone: where `fingerprint` differs and this does not, only references do."""
+    return _digest([prompts_per_step, seed, [(p.id, p.prompt, p.turns) for p in problems]])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def demonstration_batch(

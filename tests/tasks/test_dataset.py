@@ -128,7 +128,7 @@ def test_what_a_function_must_not_yield(items, message):
         ('{"problem": 5, "answer": "1"}', r"line 3: 'problem' must be a text, got '5'"),
         ('{"problem": ["a"], "answer": "1"}', r"line 3: 'problem' must be a text, got \['a'\]"),
         ('{"problem": "a", "answer": true}', r"line 3: 'answer' must be a number or a text, got True"),
-        ('{"problem": "a", "answer": ["1"]}', r"line 3: 'answer' must be a number or a text, got \['1'\]"),
+        ('{"problem": "a", "answer": [["1"]]}', r"line 3: 'answer' must be a number or a text, got \['1'\]"),
         ('{"problem": "a\\ud800", "answer": "1"}', r"line 3: a lone surrogate"),
         ('{"problem": "a", "answer": "\\udfff"}', r"line 3: a lone surrogate"),
     ],
@@ -249,7 +249,7 @@ def test_rows_that_cannot_be_used_are_left_out_and_counted(tmp_path):
         *[("c", "2"), ("f", "xyz"), ("g", "other"), ("h", "vowel"), ("", "")],
     ]
     found = load(write(tmp_path / "mine.jsonl", lines(rows)), NoVowels())
-    assert [tuple(row) for row in found.kept] == [(0, "a  b", "1"), (7, "c", "2"), (8, "f", "xyz")]
+    assert [tuple(row[:3]) for row in found.kept] == [(0, "a  b", "1"), (7, "c", "2"), (8, "f", "xyz")]
     assert str(found) == (
         "mine: 12 rows; left out: 1 repeated, 3 with an empty problem, 2 with an empty answer, "
         "3 whose answer the verifier cannot use (row 1: it has vowels)"

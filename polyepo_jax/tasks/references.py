@@ -1,0 +1,92 @@
+r"""The final answer of a reference, which may be a worked solution.
+
+An answer that stands by itself is left as it is. Of a longer text the answer is what follows the last `####`, else what
+its last \boxed{} holds, else what follows the last "answer is". From prose without any of these no answer is taken: a
+part that happens to parse would be compared with, and every right response would be wrong.
+"""
+
+import re
+from typing import NamedTuple
+
+from polyepo_jax.errors import GradeFailure
+from polyepo_jax.rewards.answers import boxed, words
+from polyepo_jax.rewards.math import MathVerifier
+from polyepo_jax.types import Problem
+
+_BOX = re.compile(r"\\f?boxed(?![A-Za-z])")
+_ANSWER_IS = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\n")
+# Around an answer, and no part of it: signs of bold, of mathematics, and the period of a sentence.
+_WRAPPED = re.compile(r"\*\*(.*)\*\*|\$\$(.*)\$\$|\$([^$]*)\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
+
+_TEXT_COMMAND = re.compile(r"\\[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+|\$[^$]*\$")
+_WORD = re.compile(r"[^\W\d_]{2,}|\b[aI]\b")
+# Words of sentences: an answer with one of them beside mathematics tells how it was found.
+_TELLING = frozenset(
+    "we is are be was has have had so thus hence therefore because since then that which this these let get gets gives "
+    "give must can will there obtain find add adding yields makes".split()
+)
+_MAX_WORDS = 8  # of an answer in words
+_MAX_WORDS_BESIDE = 5  # of one with mathematics in it: `12 square meters per second`
+
+
+class Reference(NamedTuple):
+    """What a reference was read as. answer: the final answer. why: there is none, or none that can be graded."""
+
+    answer: str
+    why: str = ""
+
+
+def read(reference: str) -> Reference:
+    """The final answer of a reference, or why there is no single one."""
+    if "####" in reference:
+        lines = reference.rpartition("####")[2].strip().splitlines()
+        return _plain(lines[0] if lines else "", "after the last ####", reference)
+    if _BOX.search(reference):
+        # Verifiers read the box themselves.
+        return Reference(reference) if boxed(reference) else _none("in its last \\boxed{}, or that does not end")
+    if found := list(_ANSWER_IS.finditer(reference)):
+        rest = reference[found[-1].end() :]
+        return _plain(_SENTENCE_END.split(rest.strip(), maxsplit=1)[0], 'after "answer is"', reference)
+    return Reference(reference, _prose(reference))
+
+
+def check(answer: str, verifier: MathVerifier) -> str | None:
+    r"""Why a final answer cannot be a reference: a response with it in \boxed{} would not be graded 1. None if it can.
+
+    Raises:
+      GradeFailure: the verifier could not say.
+    """
+    if why := verifier.check_reference(answer):
+        return why
+    inner = boxed(answer) or answer
+    try:
+        reward = verifier(Problem(0, "", answer), f"\\boxed{{{inner}}}").reward
+    except GradeFailure as failure:
+        if failure.kind == "reference":
+            return str(failure)
+        raise
+    return None if reward == 1 else f"\\boxed{{{inner}}} would not be graded 1"
+
+
+def _plain(answer: str, where: str, reference: str) -> Reference:
+    answer = answer.strip()
+    if _BOX.search(answer):
+        return Reference(answer) if boxed(answer) else _none("in its last \\boxed{}, or that does not end")
+    while match := _WRAPPED.fullmatch(answer.removesuffix(".").strip()):
+        answer = next(group for group in match.groups() if group is not None).strip()
+    return Reference(answer, _prose(answer)) if answer else _none(where)
+
+
+def _none(where: str) -> Reference:
+    return Reference("", f"there is no answer {where}")
+
+
+def _prose(answer: str) -> str:
+    """Why an answer is rather a text that tells of one; empty if it is not."""
+    if words(answer) is not None:
+        few = len(answer.split()) <= _MAX_WORDS
+    else:
+        beside = [word.casefold() for word in _WORD.findall(_TEXT_COMMAND.sub(" ", answer))]
+        few = len(beside) <= _MAX_WORDS_BESIDE and not _TELLING & set(beside)
+    return "" if few else f"no single answer can be taken from {answer!r:.80}"
