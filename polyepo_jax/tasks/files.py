@@ -160,9 +160,7 @@ def _table_rows(text: str, path: str, delimiter: str) -> Iterator[Located]:
             yield where, dict(zip(names, cells, strict=True))
 
 
-def _parquet_rows(
-    path: Path, fields: Sequence[str], check: Callable[[Sequence[str], str], None]
-) -> Iterator[Located]:
+def _parquet_rows(path: Path, fields: Sequence[str], check: Callable[[Sequence[str], str], None]) -> Iterator[Located]:
     import pyarrow  # here, as it takes a quarter of a second
     from pyarrow import parquet
 

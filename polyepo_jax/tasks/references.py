@@ -14,18 +14,20 @@ from polyepo_jax.rewards.math import MathVerifier
 from polyepo_jax.types import Problem
 
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])")
-_ANSWER_IS = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*|答案\s*[是为:\uff1a]\s*", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\n")
-# Around an answer, and no part of it: signs of bold, of mathematics, and the period of a sentence.
-_WRAPPED = re.compile(r"\*\*(.*)\*\*|\$\$(.*)\$\$|\$([^$]*)\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
+# Around an answer, and no part of it: the signs of mathematics.
+_WRAPPED = re.compile(r"\$\$(.*)\$\$|\$([^$]*)\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
+_SUM = re.compile(r"[^A-Za-z=]+(?:=[^A-Za-z=]+)+")  # 3 + 4 = 7
 
 _TEXT_COMMAND = re.compile(r"\\[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+|\$[^$]*\$")
 _WORD = re.compile(r"[^\W\d_]{2,}|\b[aI]\b")
 # Words of sentences: an answer with one of them beside mathematics tells how it was found.
-_TELLING = frozenset(
-    "we is are be was has have had so thus hence therefore because since then that which this these let get gets gives "
-    "give must can will there obtain find add adding yields makes".split()
-)
+_TELLING = {
+    *("we", "is", "are", "be", "was", "has", "have", "had", "so", "thus", "hence", "therefore", "because", "since"),
+    *("then", "that", "which", "this", "these", "let", "get", "gets", "give", "gives", "must", "can", "will", "there"),
+    *("obtain", "find", "add", "adding", "yields", "makes", "solution"),
+}
 _MAX_WORDS = 8  # of an answer in words
 _MAX_WORDS_BESIDE = 5  # of one with mathematics in it: `12 square meters per second`
 
@@ -37,17 +39,20 @@ class Reference(NamedTuple):
     why: str = ""
 
 
+_NO_BOX = Reference("", "its last \\boxed{} is empty or does not end")
+
+
 def read(reference: str) -> Reference:
     """The final answer of a reference, or why there is no single one."""
     if "####" in reference:
         lines = reference.rpartition("####")[2].strip().splitlines()
-        return _plain(lines[0] if lines else "", "after the last ####", reference)
+        return _plain(lines[0] if lines else "", "after the last ####")
     if _BOX.search(reference):
         # Verifiers read the box themselves.
-        return Reference(reference) if boxed(reference) else _none("in its last \\boxed{}, or that does not end")
+        return Reference(reference) if boxed(reference) else _NO_BOX
     if found := list(_ANSWER_IS.finditer(reference)):
         rest = reference[found[-1].end() :]
-        return _plain(_SENTENCE_END.split(rest.strip(), maxsplit=1)[0], 'after "answer is"', reference)
+        return _plain(_SENTENCE_END.split(rest.strip(), maxsplit=1)[0], 'after "answer is"')
     return Reference(reference, _prose(reference))
 
 
@@ -59,27 +64,34 @@ def check(answer: str, verifier: MathVerifier) -> str | None:
     """
     if why := verifier.check_reference(answer):
         return why
-    inner = boxed(answer) or answer
+    inner = (boxed(answer) or answer).strip()
+    final = inner.rpartition("=")[2].strip() if _SUM.fullmatch(inner) else inner
     try:
-        reward = verifier(Problem(0, "", answer), f"\\boxed{{{inner}}}").reward
+        reward = verifier(Problem(0, "", answer), f"\\boxed{{{final}}}").reward
     except GradeFailure as failure:
         if failure.kind == "reference":
             return str(failure)
         raise
-    return None if reward == 1 else f"\\boxed{{{inner}}} would not be graded 1"
+    return None if reward == 1 else f"to the reference {inner!r:.80}, \\boxed{{{final}}} would not be graded 1"
 
 
-def _plain(answer: str, where: str, reference: str) -> Reference:
+def _plain(answer: str, where: str) -> Reference:
     answer = answer.strip()
     if _BOX.search(answer):
-        return Reference(answer) if boxed(answer) else _none("in its last \\boxed{}, or that does not end")
-    while match := _WRAPPED.fullmatch(answer.removesuffix(".").strip()):
-        answer = next(group for group in match.groups() if group is not None).strip()
-    return Reference(answer, _prose(answer)) if answer else _none(where)
+        return Reference(answer) if boxed(answer) else _NO_BOX
+    answer = _unwrapped(answer)
+    return Reference(answer, _prose(answer)) if answer else Reference("", f"there is no answer {where}")
 
 
-def _none(where: str) -> Reference:
-    return Reference("", f"there is no answer {where}")
+def _unwrapped(answer: str) -> str:
+    """An answer without the signs around it: of bold, of mathematics, and the period of a sentence before these."""
+    before = ""
+    while answer != before:
+        before = answer
+        answer = answer.removesuffix(".").strip().removeprefix("**").removesuffix("**").strip()
+        if match := _WRAPPED.fullmatch(answer.removesuffix(".")):
+            answer = next(group for group in match.groups() if group is not None).strip()
+    return answer
 
 
 def _prose(answer: str) -> str:

@@ -146,6 +146,68 @@ def test_special_tokens_spelled_out_stay_text(tmp_path, template, before, after,
     assert tokenizer.encode(text) == [*text.encode()]
 
 
+# Conversations: after the system turn and an example, the prompt.
+BEFORE = (("system", " Be brief.\n"), ("user", "1 + 1?"), ("assistant", "It is \\boxed{2}."))
+
+# As some of Mistral's: the system turn follows the last user turn's opening.
+HOISTING = """\
+{%- for message in messages if message.role != 'system' %}
+    {%- if message.role == 'user' %}
+        {{- '<|im_start|>' }}
+        {%- if loop.last and messages[0].role == 'system' %}{{- messages[0].content + '\\n\\n' }}{%- endif %}
+        {{- message.content + '<|im_end|>' }}
+    {%- else %}{{- message.content + '<|endoftext|>' }}{%- endif %}
+{%- endfor %}"""
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, LLAMA, HOISTING], ids=["qwen", "llama", "hoisting"])
+def test_conversations_are_those_of_transformers(tmp_path, reference, template):
+    byte_level_bpe().save(str(tmp_path / "tokenizer.json"))
+    names = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    write(tmp_path, "tokenizer_config.json", names | {"chat_template": template})
+    tokenizer, theirs = HFTokenizer(str(tmp_path)), reference(tmp_path)
+    for turns in (BEFORE, BEFORE[:1], BEFORE[1:]):
+        for text in ORDINARY:
+            messages = [{"role": role, "content": content} for role, content in (*turns, ("user", text))]
+            expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            assert tokenizer.encode_prompt(text, turns) == expected, text
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHAT_TEMPLATE, [[START, "system\n", "T", END, "\n"], [START, "user\n", "U", END, "\n"]]),
+        (LLAMA, [[END_OF_TEXT, START, "system", START, "\n\n", "T", END], [START, "user", START, "\n\n", "U", END]]),
+        (HOISTING, [[START, "T", "\n\n", "U", END], []]),
+    ],
+    ids=["qwen", "llama", "hoisting"],
+)
+@pytest.mark.parametrize("text", HOSTILE)
+def test_special_tokens_spelled_out_in_a_conversation_stay_text(tmp_path, template, expected, text):
+    tokenizer = write_bytes(tmp_path, template, bos_token="<|endoftext|>")
+    text = text.strip() if template == LLAMA else text
+    opening = {CHAT_TEMPLATE: [START, "assistant\n"], LLAMA: [START, "assistant", START, "\n\n"], HOISTING: []}
+    shown = {"T": f"{text}s", "U": f"u{text}"}
+    pieces = [*expected[0], *expected[1], *opening[template]]
+    ids = [[p] if isinstance(p, int) else list(shown.get(p, p).encode()) for p in pieces]
+    assert tokenizer.encode_prompt(shown["U"], (("system", shown["T"]),)) == [i for part in ids for i in part]
+
+
+def test_a_conversation_that_the_template_does_not_show_is_refused(tmp_path):
+    tokenizer = write_bytes(tmp_path, RICH)  # shows the first turn that is not the system's, and that alone
+    with pytest.raises(ValueError, match=r"shows the text of turn 0 \(system\) 0 times, expected once, in a conversat"):
+        tokenizer.encode_prompt("x", BEFORE)
+    refusing = write_bytes(
+        tmp_path / "b", "{{ raise_exception('no system') if messages | length > 1 }}" + CHAT_TEMPLATE
+    )
+    with pytest.raises(ValueError, match="the chat template fails: TemplateError: no system"):
+        refusing.encode_prompt("x", BEFORE[:1])
+    with pytest.raises(ValueError, match=r"needs a chat template: chat = True"):
+        HFTokenizer(str(tmp_path), chat=False).encode_prompt("x", BEFORE)
+    with pytest.raises(ValueError, match="a tokenizer of characters knows no turns"):
+        CharacterTokenizer("ab$", "$").encode_prompt("ab", BEFORE)
+
+
 def test_hostile_and_ordinary_text_are_cut_into_words_alike(trained):
     # The template's line break and the text's own make one word, whether or not special tokens are spelled out.
     words = trained.encode("user\n\n\nx")

@@ -8,7 +8,14 @@ import pytest
 
 from polyepo_jax.model.tokenizer import CharacterTokenizer, HFTokenizer
 from polyepo_jax.tasks import Polynomial, Problem
-from polyepo_jax.training.data import admit, demonstration_batch, fingerprint, prompt_dataset, to_prompts
+from polyepo_jax.training.data import (
+    admit,
+    demonstration_batch,
+    fingerprint,
+    prompt_dataset,
+    prompts_fingerprint,
+    to_prompts,
+)
 from tests.tiny_hf import write_tokenizer
 
 TOKENIZER = CharacterTokenizer("abc$", "$")
@@ -59,6 +66,23 @@ def test_fingerprint_changes_with_whatever_changes_the_order():
     }
     assert len(prints) == 5
     assert fingerprint(PROBLEMS, 3, 1) in prints
+    turned = (*PROBLEMS[:-1], dataclasses.replace(PROBLEMS[-1], turns=(("system", "Be brief."),)))
+    assert fingerprint(turned, 3, 1) not in prints
+
+
+def test_fingerprints_are_those_of_older_checkpoints():
+    assert fingerprint(PROBLEMS, 3, 1) == "0864efc6b2d78d54"
+    assert fingerprint(Polynomial().problems("train"), 4, 0) == "5b7542ac8fcb2904"
+
+
+def test_prompts_alone_have_a_fingerprint_that_answers_do_not_change():
+    same = prompts_fingerprint(PROBLEMS, 3, 1)
+    corrected = (*PROBLEMS[:-1], Problem(109, "a", "other"))
+    assert fingerprint(corrected, 3, 1) != fingerprint(PROBLEMS, 3, 1)
+    assert prompts_fingerprint(corrected, 3, 1) == same
+    turned = (*PROBLEMS[:-1], dataclasses.replace(PROBLEMS[-1], turns=(("system", "Be brief."),)))
+    others = [(PROBLEMS, 3, 2), (PROBLEMS, 4, 1), (PROBLEMS[::-1], 3, 1), (turned, 3, 1)]
+    assert len({same, *(prompts_fingerprint(*other) for other in others)}) == 5
 
 
 def test_long_prompts_are_refused_with_their_number_or_dropped():
