@@ -1,6 +1,6 @@
 r"""The final answer of a reference, which may be a worked solution.
 
-An answer that stands by itself is left as it is. Of a longer text the answer is what follows the last `####`, else what
+An answer that stands by itself is left as it is. Of a longer text the answer is its last line after `####`, else what
 its last \boxed{} holds, else what follows the last "answer is". From prose without any of these no answer is taken: a
 part that happens to parse would be compared with, and every right response would be wrong.
 """
@@ -18,6 +18,7 @@ _ANSWER_IS = re.compile(r"\banswers?\s*(?:is|are|:|=)\s*:?\s*|答案\s*[是为:\
 _SENTENCE_END = re.compile(r"[.!?](?:\s|$)|\n")
 # Around an answer, and no part of it: the signs of mathematics.
 _WRAPPED = re.compile(r"\$\$(.*)\$\$|\$([^$]*)\$|\\\((.*)\\\)|\\\[(.*)\\\]", re.DOTALL)
+_AND = re.compile(r"\s*\}\$?\s*(?:,|;|,?\s*and|,?\s*or)\s*\$?")  # between one box and the next
 _SUM = re.compile(r"[^A-Za-z=]+(?:=[^A-Za-z=]+)+")  # 3 + 4 = 7
 
 _TEXT_COMMAND = re.compile(r"\\[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+|\$[^$]*\$")
@@ -39,21 +40,33 @@ class Reference(NamedTuple):
     why: str = ""
 
 
-_NO_BOX = Reference("", "its last \\boxed{} is empty or does not end")
-
-
 def read(reference: str) -> Reference:
     """The final answer of a reference, or why there is no single one."""
-    if "####" in reference:
-        lines = reference.rpartition("####")[2].strip().splitlines()
-        return _plain(lines[0] if lines else "", "after the last ####")
+    last = reference.rpartition("####")[2].strip() if "####" in reference else None
+    if last is not None and "\n" not in last:
+        return _plain(last, "after the last ####")
     if _BOX.search(reference):
-        # Verifiers read the box themselves.
-        return Reference(reference) if boxed(reference) else _NO_BOX
+        return _in_box(reference)
     if found := list(_ANSWER_IS.finditer(reference)):
         rest = reference[found[-1].end() :]
         return _plain(_SENTENCE_END.split(rest.strip(), maxsplit=1)[0], 'after "answer is"')
-    return Reference(reference, _prose(reference))
+    if last is None:
+        return Reference(reference, _prose(reference))
+    line = last.partition("\n")[0]
+    return Reference("", "its last #### begins a heading") if words(line) is not None else _plain(line, "")
+
+
+def _in_box(reference: str) -> Reference:
+    """A reference that has a box: it is left whole, as verifiers read the box themselves."""
+    inner = boxed(reference)
+    if inner is None:
+        return Reference("", "its last \\boxed{} is empty or does not end")
+    starts = [match.start() for match in _BOX.finditer(reference)]
+    before = reference[starts[-2] : starts[-1]] if len(starts) > 1 else ""
+    content = boxed(before)
+    if content is not None and _AND.fullmatch(before[before.rfind(content) + len(content) :]):
+        return Reference("", "there are several boxes, expected one")
+    return Reference(reference, _prose(inner))
 
 
 def check(answer: str, verifier: MathVerifier) -> str | None:
@@ -78,7 +91,7 @@ def check(answer: str, verifier: MathVerifier) -> str | None:
 def _plain(answer: str, where: str) -> Reference:
     answer = answer.strip()
     if _BOX.search(answer):
-        return Reference(answer) if boxed(answer) else _NO_BOX
+        return _in_box(answer)
     answer = _unwrapped(answer)
     return Reference(answer, _prose(answer)) if answer else Reference("", f"there is no answer {where}")
 

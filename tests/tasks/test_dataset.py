@@ -199,6 +199,14 @@ def test_a_set_of_the_hub_is_read_by_its_split(hub):
         read(Dataset("mine", hub=str(hub)))
 
 
+def test_a_set_of_the_hub_may_hold_messages_and_structs(hub):
+    (hub.parent / "chat").mkdir()
+    row = {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "reward": {"truth": "1"}}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), hub.parent / "chat" / "test-00000-of-00001.parquet")
+    dataset = Dataset("mine", hub=str(hub.parent / "chat"), problem="prompt", answer="reward.truth")
+    assert [tuple(record)[1:] for record in records(dataset)] == [("u", "1", (("system", "s"),), "")]
+
+
 @pytest.mark.parametrize("where", [{"split": "validation"}, {"subset": "none"}, {"hub": "nobody/no_such_set"}])
 def test_a_set_that_the_hub_does_not_give_says_what_to_do(hub, where):
     dataset = Dataset("mine", **{"hub": str(hub), **where})
