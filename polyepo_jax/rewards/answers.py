@@ -7,7 +7,11 @@ reads each character a bounded number of times, however hostile the text.
 import re
 from fractions import Fraction
 
-_BOXED = "\\boxed{"
+from polyepo_jax.rewards.notation import rewrite
+
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s?")
+# As TeX reads it, what follows without braces is one sign; a number is meant as a whole, but no part of more than one.
+_UNBRACED = re.compile(r"(?>[+-]?[0-9]+(?:\.[0-9]+)?|[A-Za-z])(?![A-Za-z0-9]|,[0-9]|\s?[/^_!*+=-]|\s?\\[A-Za-z])")
 # White space that does mean something: 1 1/2 is not 11/2, and neither are 1 2 and 12 the same.
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9])\s+(?=[0-9])")
 _MAX_DIGITS = 50  # of a number that is parsed: what is longer is compared as text
@@ -17,7 +21,7 @@ _NO_MEANING = re.compile(
 )
 _FRACTION_NAMES = re.compile(r"\\[dt]frac(?![A-Za-z])")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
-_SCIENTIFIC = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{1,3}")
+_SCIENTIFIC = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?)\\times10\^\{([+-]?[0-9]{1,3})\}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 # Words in a command for text, a word that no product of variables would be, and the letter of a choice.
 _WORDS = r"[^\W\d_]+(?:[ ,.'\u2019-]+[^\W\d_]+)*"
@@ -38,10 +42,21 @@ def _close(text: str, start: int) -> int:
 
 
 def boxed(response: str) -> str | None:
-    r"""What the last \boxed{} of a response holds, stripped; None if there is none, or nothing in it."""
-    start = response.rfind(_BOXED) + len(_BOXED)
-    end = _close(response, start) if start >= len(_BOXED) else -1
-    return response[start:end].strip() or None if end >= 0 else None
+    r"""What the last \boxed{} or \fbox{} of a response holds, stripped; None if there is none, or nothing in it.
+
+    There is none in a response that ends within its thought, `<think>` without `</think>`: nothing in it is final.
+    """
+    if response.rfind("<think>") > response.rfind("</think>"):
+        return None
+    found = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
+    box = _BOX.match(response, found) if found >= 0 else None
+    if box is None:
+        return None
+    if response[box.end() : box.end() + 1] != "{":
+        sign = _UNBRACED.match(response, box.end())
+        return sign[0] if sign else None
+    end = _close(response, box.end() + 1)
+    return response[box.end() + 1 : end].strip() or None if end >= 0 else None
 
 
 def final_answer(response: str) -> Fraction | str | None:
@@ -55,9 +70,10 @@ def normalise(answer: str) -> Fraction | str:
 
     Left out are white space and thin spaces, `\left` and `\right`, the signs of dollar, percent and degree, a `\text{}`
     around the whole, a final period and the commas between thousands of a plain number; `\dfrac` and `\tfrac` become
-    `\frac`. Numbers are decimals, `1.5e-7`, `a/b` and `\frac{a}{b}` of up to 50 characters.
+    `\frac`, and the rest is as `polyepo_jax.rewards.notation` has it. Numbers are decimals, `1.5e-7`, `a/b` and
+    `\frac{a}{b}` of up to 50 characters.
     """
-    answer = _BETWEEN_DIGITS.sub("_", answer)
+    answer = _BETWEEN_DIGITS.sub("_", rewrite(answer))
     text = _FRACTION_NAMES.sub(r"\\frac", _NO_MEANING.sub("", answer)).replace("{,}", ",").removesuffix(".")
     if text.startswith("\\text{") and _close(text, len("\\text{")) == len(text) - 1:
         text = text[len("\\text{") : -1].removesuffix(".")
@@ -65,8 +81,8 @@ def normalise(answer: str) -> Fraction | str:
         return text
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "")
-    if _SCIENTIFIC.fullmatch(text):
-        return Fraction(text)
+    if match := _SCIENTIFIC.fullmatch(text):
+        return Fraction(f"{match[1]}e{match[2]}")
     if _DECIMAL.fullmatch(text):
         return Fraction(text.removesuffix("."))
     if match := _RATIO.fullmatch(text):

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from polyepo_jax.errors import GradeFailure
 from polyepo_jax.rewards.answers import boxed, normalise, words
+from polyepo_jax.rewards.notation import rewrite
+from polyepo_jax.rewards.parts import contradict
 from polyepo_jax.rewards.verdict import Verdict
 from polyepo_jax.rewards.workers import WorkerPool
 
 if TYPE_CHECKING:
     from polyepo_jax.types import Problem
 
-_INTEGER = re.compile(r"[+-]?[0-9]{1,50}")
 _MEANINGFUL = re.compile(r"[^\W_]|[^\x00-\x7f]|\\\{\s*\\\}")  # the last being the empty set
 _LATEX = re.compile(r"[\\{}^_$]")
 
@@ -74,6 +75,7 @@ class MathVerifier:
             return Verdict(0.0, "no_answer")
         if len(answer) > self.max_answer_length:
             return Verdict(0.0, "too_long")
+        answer = rewrite(answer)
         if normalise(answer) == "":
             return Verdict(0.0, "no_answer")
         outcome = _without_worker(reference, answer)
@@ -89,7 +91,7 @@ class MathVerifier:
         Raises:
           GradeFailure: `worker_lost` or `worker_start`.
         """
-        one, other = sorted((one.strip(), other.strip()))
+        one, other = sorted((rewrite(one), rewrite(other)))
         if max(len(one), len(other)) > self.max_answer_length:
             return normalise(one) == normalise(other)
         return (_without_worker(one, other) or _decide(_equal, self, one, other)) == "same"
@@ -104,7 +106,7 @@ class MathVerifier:
         """
         if len(answer) > self.max_answer_length or words(answer) is not None:
             return False
-        return isinstance(normalise(answer), Fraction) or _decide(_parse, self, answer.strip()) == "parsed"
+        return isinstance(normalise(answer), Fraction) or _decide(_parse, self, rewrite(answer)) == "parsed"
 
     def check_reference(self, reference: str) -> str | None:
         """Why a reference cannot be used, None if it can: mathematics that parses, or text that is no LaTeX.
@@ -153,14 +155,18 @@ class MathVerifier:
 
 def _content(reference: str) -> str:
     r"""What the last \boxed{} of a reference holds, or the reference itself."""
-    return (boxed(reference) or reference).strip()
+    return rewrite(boxed(reference) or reference)
 
 
 def _without_worker(one: str, other: str) -> str | None:
     """`same` or `different` where that needs no mathematics, else None."""
-    if normalise(one) == normalise(other):
+    values = normalise(one), normalise(other)
+    if values[0] == values[1]:
         return "same"
-    if _INTEGER.fullmatch(one) and _INTEGER.fullmatch(other):
+    if contradict(one, other):
+        return "different"
+    # A number of percent is one of hundredths, too.
+    if all(isinstance(value, Fraction) for value in values) and "%" not in one + other:
         return "different"
     texts = words(one), words(other)
     if None not in texts:

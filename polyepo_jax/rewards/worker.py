@@ -17,6 +17,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from polyepo_jax.rewards.notation import rewrite
+from polyepo_jax.rewards.parts import between, contradict, pairs
+
 # Answers that between them make math-verify and sympy import all that ordinary ones need.
 _WARM_UP = (
     ("\\frac{1}{2}", "0.5"),
@@ -36,7 +39,10 @@ _STATUS = "/proc/self/statm"
 _NUMBER = re.compile(rb"from sympy import \*|Integer \([0-9]+ \)|Float \('[0-9.]+' \)")
 _GENERATORS = ("collections", "dataclasses", "typing", "sympy.polys.monomials")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_TINY = 1e-3  # math-verify compares six decimals, which are no digits at all of smaller numbers
+_DIGITS = 40  # in which numbers agree that are equal and not rational
+_CONTAINED = re.compile(r"\s*[A-Za-z]\s*\\in(?![A-Za-z])")
+# With a square bracket or an infinite end it is no point of the plane.
+_INTERVAL = re.compile(r"\s*(?:\\left)?[(\[](?=.*(?:[\[\]]|\\infty)).*[)\]]\s*", re.DOTALL)
 
 
 def _refuse(event: str, arguments: tuple) -> None:
@@ -82,20 +88,52 @@ def _is_parsed(parsed: Sequence[Any]) -> bool:
     return any(not isinstance(expression, str) for expression in parsed)
 
 
-def _differ_in_size(gold: Any, answer: Any) -> bool:
-    """Whether these are tiny numbers that are not alike, although their first decimals are."""
-    try:
-        one, other = (complex(expression.doit()) for expression in (gold, answer))
-    except Exception:  # no numbers
+def _value(number: Any) -> Any:
+    """A number as an exact one, where it is rational: a decimal stands for the fraction that it spells."""
+    from sympy import Float, Rational
+
+    return number.xreplace({part: Rational(str(part)) for part in number.atoms(Float)}).doit()
+
+
+def _numbers_equal(one: Any, other: Any, *precision: int) -> bool:
+    """Takes the place of math-verify's comparison of numbers, which chops them and rounds them to six decimals.
+
+    Rational numbers are equal where they are the same, others where they agree to `_DIGITS` significant digits. What
+    has variables in it is for simplification to compare.
+    """
+    from math_verify.grader import get_pct_val
+    from sympy import MatrixBase
+
+    if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
+        return one.shape == other.shape and all(
+            map(_numbers_equal, one.doit().flat(), other.doit().flat(), strict=False)
+        )
+    percents = [get_pct_val(number) for number in (one, other)]
+    if any(percent is not None for percent in percents):
+        stripped = [
+            number if percent is None else percent for number, percent in zip((one, other), percents, strict=True)
+        ]
+        if _numbers_equal(*stripped):
+            return True
+        one, other = one.doit(), other.doit()
+    if one.free_symbols or other.free_symbols:
         return False
-    size = max(abs(one), abs(other))
-    return size < _TINY and abs(one - other) > _TINY * size
+    one, other = _value(one), _value(other)
+    if one == other or (one.is_Rational and other.is_Rational):
+        return bool(one == other)
+    digits = [number.evalf(_DIGITS + 10) for number in (one, other)]
+    if not all(number.is_number and number.is_finite for number in digits):
+        return False
+    size = max(abs(number) for number in digits)
+    return bool(abs(digits[0] - digits[1]) <= size * 10**-_DIGITS)
 
 
-def _same(gold: list[Any], answer: list[Any]) -> bool:
-    from math_verify import verify
+def _same(gold: list[Any], answer: list[Any], as_sets: bool) -> bool:
+    """Whether math-verify finds them the same, `x < 3` and an interval too where these are to be taken `as_sets`."""
+    from math_verify import grader
 
-    return verify(gold, answer, timeout_seconds=None) and not _differ_in_size(gold[0], answer[0])
+    grader.sympy_numeric_eq = _numbers_equal
+    return grader.verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=as_sets)
 
 
 def compare(gold: str, answer: str, either_way: bool) -> str:
@@ -104,8 +142,23 @@ def compare(gold: str, answer: str, either_way: bool) -> str:
     Text that is no mathematics on either side is compared as text. math-verify's comparison is not symmetric; two of
     which neither is the reference are the same if they are `either_way`.
     """
-    one, other = _parse(gold), _parse(answer)
-    if _same(one, other) or (either_way and _same(other, one)):
+    gold, answer = rewrite(gold), rewrite(answer)
+    if contradict(gold, answer):
+        return "different"
+    outcomes = [_compare(*pair, either_way) for pair in pairs(gold, answer)]
+    if either_way and set(outcomes) != {"same"}:
+        outcomes = [_compare(*pair, either_way) for pair in pairs(answer, gold)]
+    return next((outcome for outcome in outcomes if outcome != "same"), "same")
+
+
+def _compare(gold: str, answer: str, either_way: bool) -> str:
+    if contradict(gold, answer):
+        return "different"
+    if _CONTAINED.match(answer) and not _CONTAINED.match(gold):
+        answer = _CONTAINED.sub("", answer)
+    as_sets = bool(_INTERVAL.fullmatch(gold))
+    one, other = _parse(gold), _parse(between(answer) if as_sets else answer)
+    if _same(one, other, as_sets) or (either_way and _same(other, one, as_sets)):
         return "same"
     return "unparsable" if _is_parsed(one) and not _is_parsed(other) else "different"
 
@@ -115,7 +168,7 @@ def answer_request(request: dict[str, Any]) -> str:
     try:
         if "parse" in request:
             parsed = _parse(request["parse"])
-            _same(parsed, _parse("1"))  # parsing is lazy: what takes for ever does so when compared
+            _same(parsed, _parse("1"), as_sets=False)  # parsing is lazy: what takes for ever does so when compared
             return "parsed" if _is_parsed(parsed) else "unparsable"
         either_way = "equal" in request
         gold, answer = request["equal" if either_way else "verify"]

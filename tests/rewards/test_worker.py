@@ -33,7 +33,8 @@ TOWER = "9^{9^{9^{9^{9}}}}"
         ("1.6 \\times 10^{-19}", "1.60 \\times 10^{-19}", "same"),
         ("1.6 \\times 10^{-19}", "3 \\times 10^{-19}", "different"),  # the same to six decimals
         ("1.6 \\times 10^{-19}", "0.0", "different"),
-        ("0.0004", "0.0004001", "same"),
+        ("0.0004", "0.00040", "same"),
+        ("0.0004", "0.0004001", "different"),
     ],
 )
 def test_comparison(gold, answer, outcome):

@@ -1,0 +1,101 @@
+r"""Spellings that mean the same brought to one: Unicode and plain-text mathematics become LaTeX.
+
+References and responses alike pass through `rewrite` before anything else looks at them. It only exchanges signs; what
+an answer is worth is for others to say. Each pattern reads each character a bounded number of times.
+"""
+
+import re
+
+_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
+_SIGNS = {
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full width
+    **dict.fromkeys(map(ord, "‐‑‒–—−﹣"), "-"),
+    **dict.fromkeys(map(ord, "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u3000"), " "),
+    **dict.fromkeys(map(ord, "·⋅∙"), "\\cdot "),
+    **{ord(sign): f"\\{name} " for sign, name in zip(
+        "×÷π∞≤≥≠∅∪∩∈±αβγδεθλμρστφωΔΩ",
+        "times div pi infty le ge ne emptyset cup cap in pm alpha beta gamma delta epsilon theta lambda mu rho sigma "
+        "tau phi omega Delta Omega".split(),
+        strict=True,
+    )},
+    **{ord(sign): f"\\mathbb{{{name}}}" for sign, name in zip("ℝℤℚℕℂ", "RZQNC", strict=True)},
+    ord("°"): "^\\circ ",
+    ord("º"): "^\\circ ",
+    ord("⩽"): "\\le ",
+    ord("⩾"): "\\ge ",
+    ord("⁄"): "/",
+}  # fmt: skip
+_VULGAR = {
+    **dict(zip("½⅓⅔¼¾⅕⅖⅗⅘", "12 13 23 14 34 15 25 35 45".split(), strict=True)),
+    **dict(zip("⅙⅚⅛⅜⅝⅞", "16 56 18 38 58 78".split(), strict=True)),
+}
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_END = r"(?![A-Za-z])"
+_SUPERSCRIPT = re.compile(f"([⁺⁻]?)([{_DIGITS[0]}]+)")
+_SUBSCRIPT = re.compile(f"[{_DIGITS[1]}]+")
+# In this order, each on the whole text.
+_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (rf"√\s*({_NUMBER}|[A-Za-z])", r"\\sqrt{\1}"),
+        (rf"(?<![A-Za-z\\])sqrt\s*\(\s*({_NUMBER}|[A-Za-z])\s*\)", r"\\sqrt{\1}"),
+        (r"√\s*\(\s*([^()]{1,100})\)", r"\\sqrt{\1}"),
+        (r"(?<![A-Za-z\\])sqrt\s*\(\s*([^()]{1,100})\)", r"\\sqrt{\1}"),
+        (rf"\\(?:leq|leqslant|le){_END}|(?<!<)<=(?![=>])", r"\\le "),
+        (rf"\\(?:geq|geqslant|ge){_END}|(?<![<>=])>=(?!=)", r"\\ge "),
+        (rf"\\lt{_END}", "<"),
+        (rf"\\gt{_END}", ">"),
+        (rf"\\(?:varnothing|O){_END}", r"\\emptyset "),
+        (rf"\^?\{{?\\degree{_END}\s?\}}?", r"^\\circ "),
+        (rf"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle|bf|rm){_END}\s?", ""),
+        (r"\\(?:mathrm|text|operatorname)\s?\{(e|i)\}(?=.)", r"\1"),
+        (rf"(?<=.)\\(?:mathrm|text|operatorname)\s?\{{(e|i)\}}", r"\1"),
+        (rf"\\[dtc]frac{_END}", r"\\frac"),
+        (r"\\frac\s?([0-9])\s?([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
+        (r"(?<=[^\s])~", " "),
+        (r"(?<!\*)\*\*(?=[\w({\\-])(?<=[\w)}]\*\*)", "^"),
+        (r"(?<=[\w)}])\s?\*\s?(?=[\w({\\])", r"\\cdot "),
+        (r"(?<![A-Za-z\\{])pi(?![A-Za-z])", r"\\pi "),
+        (rf"(?<![\w.\\}}])({_NUMBER})\s?(?:\\times|\\cdot)\s?10\s?\^\s?(?:\{{\s?([+-]?[0-9]{{1,3}})\s?\}}|([0-9])(?![0-9]))",
+         r"\1\\times 10^{\2\3}"),
+        (rf"(?<![\w.\\}}])({_NUMBER})[eE]\+?(-?[0-9]{{1,3}})(?![\w.^])", r"\1\\times 10^{\2}"),
+    )
+)  # fmt: skip
+_MIXED = re.compile(r"([+-]?[0-9]+)\s+([0-9]+)/([0-9]+)")
+_WRAPPED = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|boldsymbol|mbox)\s?\{\s*([+-]?[0-9][0-9.,/]*)\s*\}"
+)
+
+
+def rewrite(answer: str) -> str:
+    r"""An answer in LaTeX of few spellings: `x²` as `x^{2}`, `√2/2` as `\sqrt{2}/2`, `6e5` as `6\times 10^{5}`.
+
+    What it does not know stays as it is; a text that holds nothing to exchange is returned unchanged.
+    """
+    text = answer
+    if not text.isascii():
+        text = text.translate(_SIGNS)
+        text = _SUPERSCRIPT.sub(lambda m: f"^{{{'-' if m[1] == '⁻' else ''}{_plain(m[2], _DIGITS[0])}}}", text)
+        text = _SUBSCRIPT.sub(lambda m: f"_{{{_plain(m[0], _DIGITS[1])}}}", text)
+        for sign, (over, under) in _VULGAR.items():
+            text = text.replace(sign, f"\\frac{{{over}}}{{{under}}}")
+    text = _without_emphasis(text.strip())
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    text = text.strip()
+    if match := _MIXED.fullmatch(text.strip("$ ").removesuffix(".")):
+        return f"{match[1]}\\frac{{{match[2]}}}{{{match[3]}}}"
+    if match := _WRAPPED.fullmatch(text):
+        return match[1]
+    return text
+
+
+def _plain(digits: str, alphabet: str) -> str:
+    return "".join(str(alphabet.index(digit)) for digit in digits)
+
+
+def _without_emphasis(text: str) -> str:
+    r"""Without the stars of Markdown around the whole, and without a space that LaTeX leaves at the end."""
+    if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+        text = text[2:-2].strip()
+    return text[:-1] if text.endswith("\\") and not text.endswith("\\\\") else text
