@@ -7,27 +7,34 @@ an answer is worth is for others to say. Each pattern reads each character a bou
 import re
 
 _DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
+_GREEK = {
+    "\u03b1": "alpha",
+    "β": "beta",
+    "\u03b3": "gamma",
+    "δ": "delta",
+    "ε": "epsilon",
+    "θ": "theta",
+    "λ": "lambda",
+    "μ": "mu",
+}
+_COMMANDS = {
+    **_GREEK,
+    **{"\u03c1": "rho", "\u03c3": "sigma", "τ": "tau", "φ": "phi", "ω": "omega", "Δ": "Delta", "Ω": "Omega", "π": "pi"},
+    **{"\u00d7": "times", "÷": "div", "±": "pm", "∞": "infty", "≤": "le", "≥": "ge", "≠": "ne", "⩽": "le", "⩾": "ge"},
+    **{"∅": "emptyset", "\u222a": "cup", "∩": "cap", "∈": "in", "·": "cdot", "⋅": "cdot", "\u2219": "cdot"},
+}
+_SETS = {"\u211d": "R", "\u2124": "Z", "\u211a": "Q", "\u2115": "N", "\u2102": "C"}
 _SIGNS = {
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # full width
-    **dict.fromkeys(map(ord, "‐‑‒–—−﹣"), "-"),
+    **dict.fromkeys((*range(0x2010, 0x2016), 0x2212, 0xFE63), "-"),
     **dict.fromkeys(map(ord, "\u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u3000"), " "),
-    **dict.fromkeys(map(ord, "·⋅∙"), "\\cdot "),
-    **{ord(sign): f"\\{name} " for sign, name in zip(
-        "×÷π∞≤≥≠∅∪∩∈±αβγδεθλμρστφωΔΩ",
-        "times div pi infty le ge ne emptyset cup cap in pm alpha beta gamma delta epsilon theta lambda mu rho sigma "
-        "tau phi omega Delta Omega".split(),
-        strict=True,
-    )},
-    **{ord(sign): f"\\mathbb{{{name}}}" for sign, name in zip("ℝℤℚℕℂ", "RZQNC", strict=True)},
-    ord("°"): "^\\circ ",
-    ord("º"): "^\\circ ",
-    ord("⩽"): "\\le ",
-    ord("⩾"): "\\ge ",
-    ord("⁄"): "/",
-}  # fmt: skip
+    **{ord(sign): f"\\{name} " for sign, name in _COMMANDS.items()},
+    **{ord(sign): f"\\mathbb{{{name}}}" for sign, name in _SETS.items()},
+    **{ord("°"): "^\\circ ", ord("º"): "^\\circ ", 0x2044: "/"},
+}
 _VULGAR = {
-    **dict(zip("½⅓⅔¼¾⅕⅖⅗⅘", "12 13 23 14 34 15 25 35 45".split(), strict=True)),
-    **dict(zip("⅙⅚⅛⅜⅝⅞", "16 56 18 38 58 78".split(), strict=True)),
+    **{"½": "12", "⅓": "13", "⅔": "23", "¼": "14", "¾": "34", "⅕": "15", "⅖": "25", "⅗": "35", "⅘": "45"},
+    **{"⅙": "16", "⅚": "56", "⅛": "18", "⅜": "38", "⅝": "58", "⅞": "78"},
 }
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _END = r"(?![A-Za-z])"
@@ -49,7 +56,7 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (rf"\^?\{{?\\degree{_END}\s?\}}?", r"^\\circ "),
         (rf"\\(?:tiny|small|normalsize|large|Large|LARGE|huge|Huge|displaystyle|textstyle|bf|rm){_END}\s?", ""),
         (r"\\(?:mathrm|text|operatorname)\s?\{(e|i)\}(?=.)", r"\1"),
-        (rf"(?<=.)\\(?:mathrm|text|operatorname)\s?\{{(e|i)\}}", r"\1"),
+        (r"(?<=.)\\(?:mathrm|text|operatorname)\s?\{(e|i)\}", r"\1"),
         (rf"\\[dtc]frac{_END}", r"\\frac"),
         (r"\\frac\s?([0-9])\s?([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
         (r"(?<=[^\s])~", " "),

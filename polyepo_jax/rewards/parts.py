@@ -51,10 +51,10 @@ _ALIASES = {
     "kmh": "kmh kph",
 }
 _UNITS = {alias: unit for unit, aliases in _ALIASES.items() for alias in aliases.split()}
-_MONTHS = (
-    "january february march april may june july august september october november december "
-    "jan feb mar apr jun jul aug sep sept oct nov dec"
-).split()
+_MONTH = re.compile(
+    "jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    "|nov(?:ember)?|dec(?:ember)?"
+)
 _POWERS = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|operatorname)\s?\{([^{}]*)\}")
 _SPACES = re.compile(r"\\[,;:! ]|[~$]|\s+")
@@ -65,7 +65,20 @@ _TAIL_LENGTH = 60
 _BASE = re.compile(r"\(?([0-9A-Za-z]+)\)?_(?:\{\s*([0-9]+)\s*\}|([0-9]+))")
 _COMMAND = re.compile(r"\\?[A-Za-z]+")
 _NOT_LETTERS = frozenset(
-    "\\frac \\sqrt \\times \\cdot \\left \\right \\div \\text \\circ \\infty \\, \\le \\ge".split()
+    (
+        "\\frac",
+        "\\sqrt",
+        "\\times",
+        "\\cdot",
+        "\\left",
+        "\\right",
+        "\\div",
+        "\\text",
+        "\\circ",
+        "\\infty",
+        "\\le",
+        "\\ge",
+    )
 )
 _CONSTANT_LETTERS = frozenset(("e", "i", "\\pi"))
 _NAMED = re.compile(r"\s*([A-Za-z]\w*|\\[A-Za-z]+(?:_\w)?|\\text\s?\{[\w ]+\})\s*")
@@ -189,7 +202,7 @@ def _encloses(text: str) -> bool:
 
 def _unit(text: str) -> tuple[str, ...] | None:
     """The unit of a number, None where there is none or one that is not known."""
-    plain = _SPACES.sub(" ", _TEXT.sub(r" \1 ", text)).strip()
+    plain = _SPACES.sub(" ", _TEXT.sub(r" \1 ", text)).strip().replace(" ^", "^")
     if text.strip("$ ").startswith("\\$"):
         return ("dollar",)
     plain = re.sub(r"\^\s?(?:\\circ|\{\s?\\circ\s?\})\s?$", " degrees", plain).replace("\\%", "")
@@ -229,7 +242,7 @@ def _base(text: str) -> tuple[str, str] | None:
 def _date(text: str) -> tuple[str, ...] | None:
     """The words and numbers of a date, in no order."""
     words = re.findall(r"[A-Za-z]+|[0-9]+", _TEXT.sub(r" \1 ", text).lower())
-    months = [word for word in words if word in _MONTHS]
+    months = [word for word in words if _MONTH.fullmatch(word)]
     if len(months) != 1 or not any(word.isdigit() for word in words):
         return None
     numbers = sorted(str(int(word)) for word in words if word.isdigit() and len(word) < 5)

@@ -42,7 +42,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _DIGITS = 40  # in which numbers agree that are equal and not rational
 _CONTAINED = re.compile(r"\s*[A-Za-z]\s*\\in(?![A-Za-z])")
 # With a square bracket or an infinite end it is no point of the plane.
-_INTERVAL = re.compile(r"\s*(?:\\left)?[(\[](?=.*(?:[\[\]]|\\infty)).*[)\]]\s*", re.DOTALL)
+_INTERVAL = re.compile(r"(?=.*(?:[\[\]]|\\infty))\s*(?:\\left)?[(\[].*[)\]]\s*", re.DOTALL)
 
 
 def _refuse(event: str, arguments: tuple) -> None:
@@ -105,15 +105,9 @@ def _numbers_equal(one: Any, other: Any, *precision: int) -> bool:
     from sympy import MatrixBase
 
     if isinstance(one, MatrixBase) and isinstance(other, MatrixBase):
-        return one.shape == other.shape and all(
-            map(_numbers_equal, one.doit().flat(), other.doit().flat(), strict=False)
-        )
-    percents = [get_pct_val(number) for number in (one, other)]
-    if any(percent is not None for percent in percents):
-        stripped = [
-            number if percent is None else percent for number, percent in zip((one, other), percents, strict=True)
-        ]
-        if _numbers_equal(*stripped):
+        return one.shape == other.shape and all(map(_numbers_equal, one.doit().flat(), other.doit().flat()))
+    if any(get_pct_val(number) is not None for number in (one, other)):
+        if _numbers_equal(*(get_pct_val(number, number) for number in (one, other))):
             return True
         one, other = one.doit(), other.doit()
     if one.free_symbols or other.free_symbols:

@@ -113,3 +113,10 @@ def test_what_equality_raises_is_passed_on():
 def test_by_default_answers_are_compared_as_mathematics():
     answers = ["\\sqrt{8}", "x+1", "2\\sqrt{2}", "1+x", "\\frac{1}{2}", "0.5", "x-1"]
     assert Answers().cluster(PROBLEM, boxes(*answers)) == [0, 1, 0, 1, 2, 2, 3]
+
+
+def test_spelling_earns_no_cluster_of_its_own():
+    answers = ["2.5e-3", "2.5\\times10^{-3}", "0.0025", "\\frac{1}{400}", "2.5·10⁻³", "2.5e3", "N = 0.0025", "1=0.0025"]
+    assert Answers().cluster(PROBLEM, boxes(*answers)) == [0, 0, 0, 0, 0, 1, 0, 2]
+    assert Answers().cluster(PROBLEM, boxes("x²", "x^2", "[1,3)", "1 ≤ x < 3", "1 < x < 3")) == [0, 0, 1, 1, 2]
+    assert Answers().cluster(PROBLEM, ["\\boxed {1}", "\\fbox{1}", "\\boxed 1", "<think>\\boxed{1}"]) == [0, 0, 0, -1]

@@ -99,6 +99,14 @@ def test_answers_that_differ(one, other):
         ("\\boxed{ }", None, None),
         ("\\boxed{ $ }", "$", None),
         ("boxed{1}", None, None),
+        ("\\boxed {42}", "42", 42),
+        ("\\fbox{42}", "42", 42),
+        ("$\\boxed 7$", "7", 7),
+        ("\\boxed 7!", None, None),
+        ("\\boxed 1/2", None, None),
+        ("\\boxed{5} then \\boxed 1,234", None, None),
+        ("<think> so \\boxed{42}", None, None),
+        ("<think> so \\boxed{41}</think> \\boxed{42}", "42", 42),
     ],
 )
 def test_the_last_box_holds_the_answer(response, text, answer):
