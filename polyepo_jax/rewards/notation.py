@@ -84,8 +84,8 @@ def rewrite(answer: str) -> str:
         text = text.translate(_SIGNS)
         text = _SUPERSCRIPT.sub(lambda m: f"^{{{'-' if m[1] == '⁻' else ''}{_plain(m[2], _DIGITS[0])}}}", text)
         text = _SUBSCRIPT.sub(lambda m: f"_{{{_plain(m[0], _DIGITS[1])}}}", text)
-        for sign, (over, under) in _VULGAR.items():
-            text = text.replace(sign, f"\\frac{{{over}}}{{{under}}}")
+        for sign, ratio in _VULGAR.items():
+            text = text.replace(sign, f"\\frac{{{ratio[0]}}}{{{ratio[1]}}}")
     text = _without_emphasis(text.strip())
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)

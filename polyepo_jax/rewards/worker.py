@@ -139,9 +139,9 @@ def compare(gold: str, answer: str, either_way: bool) -> str:
     gold, answer = rewrite(gold), rewrite(answer)
     if contradict(gold, answer):
         return "different"
+    if either_way and gold.count("=") > answer.count("="):  # the one of more parts is the one to be taken apart
+        gold, answer = answer, gold
     outcomes = [_compare(*pair, either_way) for pair in pairs(gold, answer)]
-    if either_way and set(outcomes) != {"same"}:
-        outcomes = [_compare(*pair, either_way) for pair in pairs(answer, gold)]
     return next((outcome for outcome in outcomes if outcome != "same"), "same")
 
 

@@ -44,7 +44,7 @@ def _scientific(draw: random.Random) -> list[str]:
         f"{mantissa}1e{exponent}",
         f"{mantissa}e+{exponent}0",
     ]
-    return [f"{mantissa} \\times 10^{{{exponent}}}", *wrong, f"{mantissa} × 10^{exponent - 1}"]
+    return [f"{mantissa} \\times 10^{{{exponent}}}", *wrong, f"{mantissa}·10^{exponent - 1}"]
 
 
 def _power(draw: random.Random) -> list[str]:
