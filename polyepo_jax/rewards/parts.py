@@ -81,6 +81,9 @@ _NOT_LETTERS = frozenset(
     )
 )
 _CONSTANT_LETTERS = frozenset(("e", "i", "\\pi"))
+_EQUALS = re.compile(r"==|\\equiv(?![A-Za-z])")
+_NO_CHAIN = re.compile(r"(?<![0-9)}])!=|[<>:]=")  # after a number it is that of a factorial
+_RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|neq)(?![A-Za-z])")
 _NAMED = re.compile(r"\s*([A-Za-z]\w*|\\[A-Za-z]+(?:_\w)?|\\text\s?\{[\w ]+\})\s*")
 
 
@@ -156,11 +159,14 @@ def _chain(gold: str, answer: str) -> list[tuple[str, str]]:
 
 
 def _sides(text: str) -> list[str]:
-    return [text] if re.search(r"[!<>:]=|==", text) else split(text, "=")
+    text = _EQUALS.sub("=", text)
+    return [text] if _NO_CHAIN.search(text) else split(text, "=")
 
 
 def _is_label(side: str, known: set[str], gold: str) -> bool:
     """Whether it names what the other sides are worth: it has a letter that the reference has not."""
+    if _RELATION.search(side):
+        return False
     letters = _letters(side)
     return bool(letters - known) or (side.strip() in _CONSTANT_LETTERS and side.strip() not in _letters(gold))
 
