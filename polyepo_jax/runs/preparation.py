@@ -92,7 +92,8 @@ class Prepared:
     problems, validation: those of the splits whose prompts fit.
     mesh: of all devices.
     data: the iterator over PromptBatch, at its start.
-    fingerprint: of the order of the prompts. rubric: of the text that the judge goes by; empty where there is none.
+    fingerprint: of the problems in their order. prompts_fingerprint: the same without what they are graded by.
+    rubric: of the text that the judge goes by; empty where there is none.
     notes: lines for the user.
     """
 
@@ -103,6 +104,7 @@ class Prepared:
     mesh: Mesh
     data: Any
     fingerprint: str
+    prompts_fingerprint: str
     rubric: str
     notes: tuple[str, ...]
 
@@ -150,9 +152,18 @@ def _prepare(config: RunConfig, directory: Path) -> Prepared:
         raise InputError(str(error)) from error
     if config.logging.wandb_project is not None and importlib.util.find_spec("wandb") is None:
         raise InputError("logging.wandb_project needs the package wandb: pip install -e '.[wandb]', or leave it out")
-    fingerprint = data.fingerprint(problems, config.prompts_per_step, config.seed)
+    identity = problems, config.prompts_per_step, config.seed
     return Prepared(
-        config, directory, problems, validation, mesh, iter(dataset), fingerprint, _rubric_of(config), tuple(notes)
+        config=config,
+        directory=directory,
+        problems=problems,
+        validation=validation,
+        mesh=mesh,
+        data=iter(dataset),
+        fingerprint=data.fingerprint(*identity),
+        prompts_fingerprint=data.prompts_fingerprint(*identity),
+        rubric=_rubric_of(config),
+        notes=tuple(notes),
     )
 
 

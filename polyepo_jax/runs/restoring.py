@@ -111,6 +111,7 @@ def run_meta(prepared: Prepared, init_step: int | None, unevaluated: dict[str, f
     """What a checkpoint says of its run beside the state, for `restore` to go by."""
     return {
         "fingerprint": prepared.fingerprint,
+        "prompts_fingerprint": prepared.prompts_fingerprint,
         "rubric": prepared.rubric,
         "init_step": init_step,
         "unevaluated": unevaluated,
@@ -126,6 +127,11 @@ def _check_same_run(prepared: Prepared, meta: dict[str, Any]) -> None:
     config, where = prepared.config, object_storage.name_of(prepared.directory)
     if meta.get("config_hash", "") != run_directory.config_hash(config):
         run_directory.compare(prepared.directory, meta.get("config", to_json(config)), config)
+    if meta["fingerprint"] != prepared.fingerprint and meta.get("prompts_fingerprint") == prepared.prompts_fingerprint:
+        raise InputError(
+            f"the answers to the training prompts differ from those of {where}, the prompts are the same: a resumed "
+            "run would be graded otherwise; restore the answers, or choose another --run-dir"
+        )
     if meta["fingerprint"] != prepared.fingerprint:
         raise InputError(
             f"the training prompts differ from those of {where}: a resumed run would see another order; restore the "

@@ -420,6 +420,10 @@ def test_other_data_is_refused_on_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(EasyPolynomial, "problems", lambda self, split: problems[:-1])
     with pytest.raises(InputError, match="the training prompts differ"):
         run(rl_config(), tmp_path / "run")
+    others = [dataclasses.replace(problem, reference="1 2 3") for problem in problems]
+    monkeypatch.setattr(EasyPolynomial, "problems", lambda self, split: others)
+    with pytest.raises(InputError, match="the answers to the training prompts differ"):
+        run(rl_config(), tmp_path / "run")
 
 
 @pytest.mark.slow
