@@ -16,6 +16,7 @@ import numpy as np
 import rich.console
 import rich.table
 
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.commands.saved_responses import (
     Saved,
     SavedOptions,
@@ -25,7 +26,6 @@ from polyepo_jax.commands.saved_responses import (
     grade_groups,
     said_of_failures,
 )
-from polyepo_jax.config.command_line import parse_command_line
 from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import adjusted_rand_index
 from polyepo_jax.grading import Grading, JudgeConfig, add_counts

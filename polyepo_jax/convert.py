@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import tyro
 
-from polyepo_jax.config.command_line import parse_command_line
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.config.meshes import mesh_to_sample
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import ModelConfig, save_hf

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import rich.console
 import rich.table
 
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.commands.start import PROCESS_FLAGS, take
 from polyepo_jax.config import RunConfig
-from polyepo_jax.config.command_line import parse_command_line
 from polyepo_jax.config.files import load, to_json
 from polyepo_jax.config.meshes import mesh_to_sample
 from polyepo_jax.config.specs import evaluation_spec, stream

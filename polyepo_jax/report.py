@@ -18,7 +18,7 @@ import rich.text
 import tyro
 
 from polyepo_jax import reports
-from polyepo_jax.config.command_line import parse_command_line
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.pods import object_storage
 

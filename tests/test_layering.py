@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom to top. A unit is a module or a folder directly under the package.
 LAYERS = (
     ("types", "errors"),
-    ("pods",),
+    ("command_line", "pods"),
     ("sets", "losses", "sharding", "model", "rewards"),
     ("sampling", "judges", "tasks"),
     ("grading", "reports"),

@@ -18,8 +18,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from polyepo_jax.config import SFTConfig
-from polyepo_jax.config.files import load
+from polyepo_jax.config import SFTConfig, load
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import init, save_hf
 

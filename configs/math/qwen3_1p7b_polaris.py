@@ -10,8 +10,7 @@ size yet: no expected score.
 import dataclasses
 from pathlib import Path
 
-from polyepo_jax.config import Config, InitConfig
-from polyepo_jax.config.files import load
+from polyepo_jax.config import Config, InitConfig, load
 
 MODEL_DIR = "models/Qwen3-1.7B-Base"
 

@@ -17,15 +17,7 @@ vllm serve Qwen/Qwen3-4B-Instruct-2507 --max-model-len 49152
 A copy of this config without `judge` clusters by final answers, and needs none.
 """
 
-from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, InitConfig, SamplingConfig
-from polyepo_jax.grading import JudgeConfig
-from polyepo_jax.judges import HTTPJudge
-from polyepo_jax.losses import PolicyLoss
-from polyepo_jax.model import ModelConfig
-from polyepo_jax.sets import Polychromic, SetAdvantage
-from polyepo_jax.sharding import MeshConfig
-from polyepo_jax.tasks import Math
-from polyepo_jax.tasks.benchmarks import (
+from polyepo_jax.config import (
     AIME_2025,
     AIME_2026,
     BEYOND_AIME,
@@ -33,8 +25,21 @@ from polyepo_jax.tasks.benchmarks import (
     HMMT_NOV_2025,
     MINERVA,
     POLARIS_53K,
+    AlgorithmConfig,
+    Config,
+    EvaluationConfig,
+    HTTPJudge,
+    InitConfig,
+    JudgeConfig,
+    Math,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PolicyLoss,
+    Polychromic,
+    SamplingConfig,
+    SetAdvantage,
 )
-from polyepo_jax.training.update import OptimizerConfig
 
 MODEL_DIR = "models/Qwen3-4B-Base"
 

@@ -11,11 +11,19 @@ export and its tokenizer.
 
 from pathlib import Path
 
-from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, InitConfig, SamplingConfig, SFTConfig
-from polyepo_jax.config.files import load
-from polyepo_jax.losses import PolicyLoss
-from polyepo_jax.sets import Polychromic, SetAdvantage
-from polyepo_jax.training.update import OptimizerConfig
+from polyepo_jax.config import (
+    AlgorithmConfig,
+    Config,
+    EvaluationConfig,
+    InitConfig,
+    OptimizerConfig,
+    PolicyLoss,
+    Polychromic,
+    SamplingConfig,
+    SetAdvantage,
+    SFTConfig,
+    load,
+)
 
 
 def get_config() -> Config:

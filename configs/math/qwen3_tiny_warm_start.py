@@ -15,12 +15,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from polyepo_jax.config import EvaluationConfig, InitConfig, SFTConfig
-from polyepo_jax.model import ModelConfig
+from polyepo_jax.config import (
+    DEGENERATE,
+    EvaluationConfig,
+    InitConfig,
+    Math,
+    ModelConfig,
+    OptimizerConfig,
+    Problem,
+    SFTConfig,
+)
 from polyepo_jax.rewards.answers import boxed
-from polyepo_jax.tasks import Math, Problem
-from polyepo_jax.training.update import OptimizerConfig
-from polyepo_jax.types import DEGENERATE
 
 MODEL_DIR = "runs/math/tiny_model"
 

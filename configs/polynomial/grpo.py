@@ -9,9 +9,7 @@ Needs runs/polynomial/warm_start. About two minutes on two CPU cores. It collaps
 import dataclasses
 from pathlib import Path
 
-from polyepo_jax.config import Config
-from polyepo_jax.config.files import load
-from polyepo_jax.sets import GRPO
+from polyepo_jax.config import GRPO, Config, load
 
 
 def get_config() -> Config:

@@ -9,9 +9,7 @@ correct answers in 64.
 import dataclasses
 from pathlib import Path
 
-from polyepo_jax.config import Config
-from polyepo_jax.config.files import load
-from polyepo_jax.sets import GRPODiv
+from polyepo_jax.config import Config, GRPODiv, load
 
 
 def get_config() -> Config:

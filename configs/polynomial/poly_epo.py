@@ -8,10 +8,17 @@ distinct correct answers in 64. The baselines beside it change the advantage and
 
 from pathlib import Path
 
-from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, InitConfig, SFTConfig
-from polyepo_jax.config.files import load
-from polyepo_jax.sets import Polychromic, SetAdvantage
-from polyepo_jax.training.update import OptimizerConfig
+from polyepo_jax.config import (
+    AlgorithmConfig,
+    Config,
+    EvaluationConfig,
+    InitConfig,
+    OptimizerConfig,
+    Polychromic,
+    SetAdvantage,
+    SFTConfig,
+    load,
+)
 
 
 def get_config() -> Config:

@@ -6,10 +6,7 @@ About 150 s on two CPU cores. Held out, four runs: pass@1 0.37-0.42, pass@8 0.97
 answers in 64.
 """
 
-from polyepo_jax.config import EvaluationConfig, SFTConfig
-from polyepo_jax.model import ModelConfig
-from polyepo_jax.tasks import Polynomial
-from polyepo_jax.training.update import OptimizerConfig
+from polyepo_jax.config import EvaluationConfig, ModelConfig, OptimizerConfig, Polynomial, SFTConfig
 
 
 def get_config() -> SFTConfig:

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import pydantic
 import tyro
 
-from polyepo_jax.config.command_line import parse_command_line
+from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.config.sections import RunConfig
 from polyepo_jax.errors import InputError
 
