@@ -93,11 +93,12 @@ def _export(out: Path, config: ModelConfig, params: Any, dtype: Any, companions:
     except ValueError as error:
         raise InputError(str(error)) from error
     carried = "without a tokenizer: the run's is no Hugging Face one" if companions is None else f"with {companions}'s"
-    print(f"{out}: {_describe(config)}, tokenizer and generation files {carried}")
+    print(f"{out}: {_describe(config, dtype)}, tokenizer and generation files {carried}")
 
 
-def _describe(config: ModelConfig) -> str:
-    return f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {config.param_dtype}"
+def _describe(config: ModelConfig, dtype: str | None = None) -> str:
+    written = dtype or config.param_dtype
+    return f"{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {written}"
 
 
 def main(arguments: Sequence[str]) -> None:

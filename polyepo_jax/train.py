@@ -21,8 +21,8 @@ from polyepo_jax.sets import check_advantage
 from polyepo_jax.sharding import shard_rows
 from polyepo_jax.training.batch import Groups, flatten, keep_informative, num_informative
 from polyepo_jax.training.data import PromptBatch
-from polyepo_jax.training.draw import Draw, draw, summarize
-from polyepo_jax.training.update import train_step
+from polyepo_jax.training.draw import Draw, draw, summarize, trains_on_nothing
+from polyepo_jax.training.update import pass_step, train_step
 from polyepo_jax.types import Array
 
 SHOWN = {
@@ -97,10 +97,14 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 # Asked before the update is dispatched, which every later question to the devices would wait for.
                 counts["dynamic_sampling/prompt_batches"] = float(len(draws))
                 counts["dynamic_sampling/informative_frac"] = num_informative(groups) / config.prompts_per_step
-            rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
-            rows = shard_rows(session.mesh, rows)
-            session.ask_whether_to_stop()
-            session.state, stats = train_step(update, session.state, rows, session.reference_params)
+            if trains_on_nothing(draws) and not update.loss.needs_reference:
+                session.ask_whether_to_stop()
+                session.state, stats = pass_step(session.state)
+            else:
+                rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
+                rows = shard_rows(session.mesh, rows)
+                session.ask_whether_to_stop()
+                session.state, stats = train_step(update, session.state, rows, session.reference_params)
             session.defer(step + 1, stats, summarize(draws) | counts)
             session.write_samples(step + 1, draws[0].samples)
             failures = [line for d in draws for line in d.grading.failures]

@@ -75,3 +75,11 @@ def draw_spec(config: Config, mesh: Mesh) -> DrawSpec:
         advantage=config.algorithm.advantage,
         mesh=mesh,
     )
+
+
+def num_updates(config: RunConfig) -> int:
+    """Optimizer updates of a whole run."""
+    if not isinstance(config, Config):
+        return config.max_steps
+    mini_batches = config.prompts_per_step // (config.algorithm.mini_batch_size or config.prompts_per_step)
+    return config.max_steps * config.algorithm.num_iterations * mini_batches

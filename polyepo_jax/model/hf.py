@@ -203,6 +203,19 @@ def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
             raise ValueError(f"{path}: {key} in a {family} is not implemented")
 
 
+def _check_types(path: Path, raw: dict[str, Any], sizes: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the key, where a value is not of its type: a text is no number, nor a switch."""
+    optional = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+    for name in (*sizes, *(name for name in optional if raw.get(name) is not None)):
+        if type(raw[name]) is not int or raw[name] < 1:
+            raise ValueError(f"{path}: {name} must be at least 1, a whole number, got {raw[name]!r}")
+    if type(raw["rms_norm_eps"]) not in (int, float):
+        raise ValueError(f"{path}: rms_norm_eps must be a number, got {raw['rms_norm_eps']!r}")
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+        if type(raw.get(name)) not in (bool, type(None)):
+            raise ValueError(f"{path}: {name} must be true or false, got {raw[name]!r}")
+
+
 def read_config(directory: str | Path) -> ModelConfig:
     """The shape of the model in a Hugging Face directory; dtypes are those of ModelConfig's defaults.
 
@@ -217,9 +230,7 @@ def read_config(directory: str | Path) -> ModelConfig:
     missing = [name for name in (*sizes, "rms_norm_eps") if raw.get(name) is None]
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}")
-    for name in sizes:
-        if not isinstance(raw[name], int) or raw[name] < 1:
-            raise ValueError(f"{path}: {name} must be at least 1, a whole number, got {raw[name]!r}")
+    _check_types(path, raw, sizes)
     heads = raw["num_attention_heads"]
     # What transformers supposes where a file says nothing.
     head_dim = raw.get("head_dim") or (128 if raw["model_type"] == "qwen3" else raw["hidden_size"] // heads)
@@ -231,7 +242,7 @@ def read_config(directory: str | Path) -> ModelConfig:
             head_dim=head_dim,
             rope_theta=theta,
             rope_scaling=scaling,
-            tie_word_embeddings=raw.get("tie_word_embeddings", False),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
             **FAMILIES[raw["model_type"]][1],
         )
     except (TypeError, ValueError) as error:
@@ -303,6 +314,11 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, str]]:
             if not isinstance(name, str):
                 raise ValueError(f"{directory / _INDEX} puts tensor {tensor} in {name!r}, which is no file's name")
         names = sorted(set(index.values()))
+        if (directory / _SINGLE).is_file() and _SINGLE not in names:
+            raise ValueError(
+                f"{directory} has both {_SINGLE} and {_INDEX}, which names other files, so that it is not clear which "
+                "weights are meant: remove the one that is not"
+            )
         for name in names:
             if Path(name).name != name:
                 raise ValueError(f"{directory / _INDEX} names {name!r}, which is not a file beside it")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from polyepo_jax.config.files import from_json
@@ -125,21 +126,36 @@ def _restore(directory: Path, config: ModelConfig, mesh: Mesh | None) -> Any:
         raise InputError(f"{directory / _PARAMS} cannot be read ({reason:.200}): import the model again") from error
 
 
+def check_finite(where: str, params: Any) -> None:
+    """Raises InputError, naming the arrays, where parameters hold NaN or an infinity: a model without an output."""
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree))(params)
+    bad = [jax.tree_util.keystr(path) for path, ok in jax.tree_util.tree_leaves_with_path(finite) if not bool(ok)]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise InputError(
+            f"{where}: expected finite weights, got NaN or infinity in {', '.join(bad[:3])}{more}: fetch or train the "
+            "model anew"
+        )
+
+
 def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, Any]:
     """The model in a directory of either kind; `dtype` converts the parameters, None keeps theirs.
 
     Raises:
-      InputError: it holds none, or one that is damaged or not implemented.
+      InputError: it holds none, or one that is damaged, not finite or not implemented.
     """
     if not is_imported(directory):
         try:
-            return load_hf(directory, dtype=dtype, mesh=mesh)
+            config, params = load_hf(directory, dtype=dtype, mesh=mesh)
         except ValueError as error:
             raise InputError(str(error)) from error
-    config = _read_model(directory)
-    if dtype is not None:
-        config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    return config, _restore(directory, config, mesh)
+    else:
+        config = _read_model(directory)
+        if dtype is not None:
+            config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+        params = _restore(directory, config, mesh)
+    check_finite(str(directory), params)
+    return config, params
 
 
 def load(directory: Path, model: ModelConfig, mesh: Mesh) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config.meshes import abstract_params, mesh_of, prompts_to_tokenize
+from polyepo_jax.config.specs import num_updates
 from polyepo_jax.errors import InputError, warn_on_stderr
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.judges import Rubric
@@ -56,7 +57,7 @@ def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None
       The params, placed on the mesh, and their step.
 
     Raises:
-      InputError: no such checkpoint, one of another model, or only damaged ones.
+      InputError: no such checkpoint, one of another model, one that is not finite, or only damaged ones.
     """
     directory = object_storage.working_copy(directory)
     run = run_directory.read_config(directory)
@@ -68,11 +69,13 @@ def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None
     try:
         shardings = param_shardings(mesh, logical_axes(config.model))
         warn = warn_on_stderr if processes.is_primary() else lambda line: None
-        return checkpoints.restore_params(abstract, shardings, warn, step)
+        params, found = checkpoints.restore_params(abstract, shardings, warn, step)
     except CheckpointError as error:
         raise InputError(str(error)) from error
     finally:
         checkpoints.close()
+    model_directory.check_finite(f"checkpoint {found} of {directory}", params)
+    return params, found
 
 
 def check_judge(judge: JudgeConfig, num_responses: int) -> None:
@@ -138,6 +141,11 @@ def _prepare(config: RunConfig, directory: Path) -> Prepared:
     if num_dropped:
         notes.append(f"{num_dropped} training prompts longer than max_prompt_length are left out")
     notes += getattr(config.task, "notes", ())
+    if (updates := num_updates(config)) <= config.optimizer.warmup_steps:
+        notes.append(
+            f"the warm-up of {config.optimizer.warmup_steps} updates is not over when the run ends, after {updates}: "
+            "the learning rate never reaches its peak"
+        )
     mesh = mesh_of(config)
     try:
         dataset = data.prompt_dataset(

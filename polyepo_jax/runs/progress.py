@@ -55,6 +55,8 @@ class Progress:
 
     def write(self, step: int, metrics: Metrics) -> None:
         values = "  ".join(f"{label} {metrics[name]:{spec}}" for name, (label, spec) in self._shown.items())
+        if skipped := metrics.get("loss/nonfinite_updates"):
+            values += f"  not finite, updates skipped {skipped:.0f}"
         with self._console.unheard():
             self._progress.update(self._task, completed=step, values=values)
         every = max((self._last - self._first) // 20, 1)

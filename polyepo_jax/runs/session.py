@@ -78,7 +78,7 @@ class Session:
         self._deferred: Deferred | None = None
         self._pusher = object_storage.Pusher(directory)
         self._stack = contextlib.ExitStack()
-        self._step = 0
+        self._step = self._nonfinite_in_a_row = 0
         self.complete = False
         self._settled_at = time.perf_counter()
         self._aside_s = 0.0  # evaluating and saving since then, which is no part of a step
@@ -169,6 +169,7 @@ class Session:
                 return
             self._journal.keep(needed=True)  # there may be no further save
         if first_step >= config.max_steps:
+            self._check_last_updates(int(self.state.nonfinite_in_a_row))
             self.complete = True
             what = "evaluated" if is_to_evaluate else "nothing to do"
             self.say(f"{what}: {self._where} is at step {first_step} of {config.max_steps}")
@@ -192,8 +193,18 @@ class Session:
                 self._say_stopped(done, "" if self._unevaluated is None else "its evaluation not done")
                 return
         self._finish_saving()
+        self._check_last_updates(self._nonfinite_in_a_row)
         self.complete = True
         self.say(f"done: step {config.max_steps}, in {self._where}")
+
+    def _check_last_updates(self, nonfinite_in_a_row: int) -> None:
+        """Raises RunError where a run that is at its end trained on nothing at last."""
+        if nonfinite_in_a_row:
+            raise RunError(
+                f"{self._where} is at its last step, but loss or gradient was not finite in the last "
+                f"{nonfinite_in_a_row} updates, all skipped: its parameters are those before them; lower learning_rate "
+                "and choose another --run-dir, or look for the first null in metrics.jsonl"
+            )
 
     def _settle_and_ask(self) -> bool:
         """Settles the step; returns whether the run is to end after it, the same in all processes."""
@@ -248,6 +259,7 @@ class Session:
         settled = settle(deferred, self._settled_at, self._aside_s)
         self._settled_at, self._aside_s = settled.at, 0.0
         self._watchdog.step_done(settled.step_s)
+        self._nonfinite_in_a_row = settled.nonfinite_in_a_row
         self._record(deferred.step, settled.metrics)
         if settled.nonfinite_in_a_row >= self._config.max_nonfinite_updates:
             self._saving.wait_for_what_can_be()

@@ -18,7 +18,7 @@ from polyepo_jax.grading import Grader, Grading, Submitted, decode, join
 from polyepo_jax.model.tokenizer import Tokenizer
 from polyepo_jax.pods import collectives
 from polyepo_jax.sampling import GenerationSpec, generate_in_waves, until_stopped
-from polyepo_jax.sets import Advantage, group_advantages
+from polyepo_jax.sets import SIGNAL_THRESHOLD, Advantage, group_advantages
 from polyepo_jax.sharding import Mesh, own_rows, shard_rows
 from polyepo_jax.training.batch import Groups
 from polyepo_jax.training.data import PromptBatch
@@ -186,6 +186,11 @@ def _everywhere(rows: Sequence[int], completions: Completions, gradings: Sequenc
     ]
     measured, graded = zip(*collectives.gather_rows(rows, own), strict=True)
     return Completions(*map(np.array, zip(*measured, strict=True))), join([Grading.from_json(g) for g in graded])
+
+
+def trains_on_nothing(draws: Sequence[Draw]) -> bool:
+    """Whether every advantage is 0, up to rounding; a NaN is not, for it must be seen."""
+    return all(bool(np.all(np.abs(d.advantages_PN) < SIGNAL_THRESHOLD)) for d in draws)
 
 
 def summarize(draws: Sequence[Draw]) -> dict[str, float]:

@@ -229,6 +229,24 @@ def _split_rows(batch: Batch, num_parts: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def pass_step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+    """Counts a step whose batch has nothing to train on, every advantage being 0 and the loss without a KL term.
+
+    Parameters, moments and the schedule stay: Adam would move the parameters on by its momentum.
+
+    Args:
+      state: donated.
+
+    Returns:
+      The new state, and scalars as of `train_step`; NaN for what is said of tokens, of which there were none.
+    """
+    new = dataclasses.replace(state, step=state.step + 1)
+    zero, undefined = jnp.zeros(()), jnp.full((), jnp.nan)
+    stats = {"loss": zero, "grad_norm": zero, "clip_frac": undefined, "sampler_gap": undefined}
+    return new, stats | {"tokens": zero, "nonfinite": zero, "nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def train_step(
     spec: UpdateSpec, state: TrainState, batch: Batch, reference_params=()

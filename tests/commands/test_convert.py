@@ -151,6 +151,19 @@ def test_an_interrupted_import_leaves_nothing_that_counts_and_hinders_nothing(hf
 # --- hf-export ---
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_refuses_weights_that_are_not_finite(hf, tmp_path, bad):
+    shutil.copytree(hf, tmp_path / "hf")
+    path = tmp_path / "hf" / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].copy()
+    tensors["model.norm.weight"][3] = bad
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"expected finite weights, got NaN or infinity in \['norm'\]\['scale'\]"):
+        convert.main(["hf-import", str(tmp_path / "hf"), "--out", str(tmp_path / "imported")])
+    assert not (tmp_path / "imported").exists()
+
+
 def test_export_of_a_run_whose_tokenizer_is_no_hugging_face_one(trained, capsys):
     convert.main(["hf-export", str(trained)])
     said = capsys.readouterr().out
@@ -168,7 +181,10 @@ def test_export_of_a_run_with_the_tokenizer_and_dtype_that_are_asked_for(trained
     out = tmp_path / "deep" / "out"
     arguments = ["--step", "1", "--dtype", "bfloat16", "--companions", str(hf)]
     convert.main(["hf-export", str(trained), "--out", str(out), *arguments])
-    assert f"generation files with {hf}'s" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"generation files with {hf}'s" in said
+    assert ", bfloat16, " in said
+    assert "float32" not in said
     assert (out / "tokenizer.json").read_bytes() == (hf / "tokenizer.json").read_bytes()
     assert load_hf(out)[0].param_dtype == "bfloat16"
     assert {x.dtype.name for x in safetensors.numpy.load_file(out / "model.safetensors").values()} == {"bfloat16"}

@@ -18,14 +18,14 @@ from polyepo_jax import evaluate, report
 from polyepo_jax.config import AlgorithmConfig, EvaluationConfig, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config.files import to_json
 from polyepo_jax.config.meshes import mesh_of
-from polyepo_jax.config.specs import stream
+from polyepo_jax.config.specs import stream, update_spec
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.pods import object_storage
 from polyepo_jax.runs import evaluating, session
-from polyepo_jax.runs.preparation import load_params
+from polyepo_jax.runs.preparation import load_params, prepare
 from polyepo_jax.runs.run_directory import write_json
 from polyepo_jax.sets import GRPO, MaxRL, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft
@@ -33,6 +33,7 @@ from polyepo_jax.sharding import MeshConfig
 from polyepo_jax.train import train
 from polyepo_jax.training import draw
 from polyepo_jax.training.batch import flatten
+from polyepo_jax.training.update import OptimizerConfig, init_state, pass_step
 from polyepo_jax.types import Prompts, Rollouts
 from tests.tiny import MODEL, EasyPolynomial, metrics_of, rl_config, sft_config
 
@@ -222,6 +223,53 @@ def test_nonfinite_updates_are_skipped_counted_and_end_the_run(tmp_path):
     assert [line["loss/policy"] for line in lines] == [None] * 3
     assert [line["loss/nonfinite_updates"] for line in lines] == [1] * 3
     chex.assert_trees_all_equal(params_of(tmp_path / "run", config), jax.device_get(init(MODEL, stream(0, "init"))))
+
+
+def test_a_run_whose_last_updates_were_skipped_says_so_and_is_no_success(tmp_path, capsys):
+    config = rl_config(task=PaysLess(), algorithm=AlgorithmConfig(advantage=MaxRL()), max_steps=2)
+    for _ in range(2):  # the same command again finds it at its end, and as it was
+        with pytest.raises(RunError, match=r"is at its last step, .* not finite in the last 2 updates, all skipped"):
+            run(config, tmp_path / "run")
+    assert "not finite, updates skipped 1" in capsys.readouterr().err
+
+
+@dataclasses.dataclass(frozen=True)
+class AlwaysWrong(EasyPolynomial):
+    """After the first two steps no generation is right."""
+
+    def verify(self, problem, response):
+        return 0.0
+
+
+def test_a_step_without_any_advantage_changes_nothing(tmp_path):
+    """Of parameters and moments, whatever momentum there is from the steps before."""
+    config = rl_config(max_steps=2)
+    run(config, tmp_path / "run")
+    config = dataclasses.replace(config, task=AlwaysWrong(), init=InitConfig(str(tmp_path / "run")))
+    run(config, tmp_path / "idle")
+    lines = metrics_of(tmp_path / "idle")
+    assert [(line["loss/policy"], line["loss/grad_norm"], line["advantages/nonzero_frac"]) for line in lines] == [
+        (0, 0, 0)
+    ] * 2
+    assert [line["logprobs/sampler_gap"] for line in lines] == [None] * 2
+    chex.assert_trees_all_equal(params_of(tmp_path / "idle", config), params_of(tmp_path / "run", config))
+
+
+def test_momentum_does_not_move_a_step_without_any_advantage():
+    spec = update_spec(rl_config())
+    state = init_state(spec, init(MODEL, jax.random.key(0)))
+    moments = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state.opt_state)
+    before = jax.device_get(dataclasses.replace(state, opt_state=moments))
+    after, stats = pass_step(jax.tree.map(jnp.array, before))
+    chex.assert_trees_all_equal(jax.device_get(after), dataclasses.replace(before, step=before.step + 1))
+    assert float(stats["tokens"]) == float(stats["loss"]) == 0
+
+
+def test_a_warm_up_that_outlasts_the_run_is_told(tmp_path):
+    config = rl_config(optimizer=OptimizerConfig(warmup_steps=6))
+    assert any("the learning rate never reaches its peak" in note for note in prepare(config, tmp_path / "run").notes)
+    config = rl_config(optimizer=OptimizerConfig(warmup_steps=5))
+    assert not any("warm-up" in note for note in prepare(config, tmp_path / "run").notes)
 
 
 def damage(directory, step, how):

@@ -425,6 +425,15 @@ def test_written_in_several_files(tmp_path):
     assert_same_bits(load_hf(tmp_path / "out")[1], params)
 
 
+def test_refuses_one_file_beside_an_index_of_others(tmp_path):
+    """transformers takes the one file, others the shards: nobody can know which weights are meant."""
+    config, params, _ = golden("qwen3")
+    save_hf(tmp_path / "out", config, params, max_file_bytes=8_000)
+    shutil.copyfile(GOLDEN / "hf_qwen3" / "model.safetensors", tmp_path / "out" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"has both model\.safetensors and model\.safetensors\.index\.json"):
+        load_hf(tmp_path / "out")
+
+
 def test_a_tensor_larger_than_a_file_has_one_of_its_own(tmp_path):
     config, params, _ = golden("qwen2")
     save_hf(tmp_path / "out", config, params, max_file_bytes=1)
@@ -811,6 +820,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"config\.json: .*num_attention_heads",
     ),
     "a size that is a text": (config_with(model_type="llama", hidden_size="24", head_dim=ABSENT), r"config\.json: "),
+    "a number that is a text": (config_with(rms_norm_eps="1e-6"), r"rms_norm_eps must be a number, got '1e-6'"),
+    "a switch that is a text": (
+        config_with(tie_word_embeddings="false"),
+        r"tie_word_embeddings must be true or false, got 'false'",
+    ),
+    "positions that are a float": (
+        config_with(max_position_embeddings=64.5),
+        r"max_position_embeddings must be at least 1, a whole number, got 64\.5",
+    ),
     "heads that do not divide": (config_with(num_key_value_heads=3), r"config\.json: .*must be a multiple"),
 }
 
