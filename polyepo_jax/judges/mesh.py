@@ -24,6 +24,7 @@ from polyepo_jax.judges.rubric import (
     shuffled,
 )
 from polyepo_jax.model import ModelConfig, init, load_hf, logical_axes
+from polyepo_jax.model.finite import check_finite
 from polyepo_jax.model.hf import read_config
 from polyepo_jax.model.tokenizer import HFTokenizer
 from polyepo_jax.pods import collectives
@@ -121,12 +122,13 @@ class MeshJudge:
         """Loads the model.
 
         Raises:
-          ValueError: the model cannot be read, or the mesh does not divide it.
+          ValueError: the model cannot be read or is not finite, or the mesh does not divide it.
         """
         mesh = make_mesh(MeshConfig()) if where.mesh is None else where.mesh
         config = read_config(Path(self.model_dir))
         check_divides(mesh, jax.eval_shape(lambda: init(config, jax.random.key(0))), logical_axes(config))
         config, params = load_hf(self.model_dir, dtype=self.dtype, mesh=mesh)
+        check_finite(self.model_dir, params)
         yield _JudgeOnMesh(self, mesh, config, params)
 
 

@@ -203,17 +203,51 @@ def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
             raise ValueError(f"{path}: {key} in a {family} is not implemented")
 
 
-def _check_types(path: Path, raw: dict[str, Any], sizes: tuple[str, ...]) -> None:
-    """Raises ValueError, naming the key, where a value is not of its type: a text is no number, nor a switch."""
-    optional = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-    for name in (*sizes, *(name for name in optional if raw.get(name) is not None)):
-        if type(raw[name]) is not int or raw[name] < 1:
-            raise ValueError(f"{path}: {name} must be at least 1, a whole number, got {raw[name]!r}")
-    if type(raw["rms_norm_eps"]) not in (int, float):
-        raise ValueError(f"{path}: rms_norm_eps must be a number, got {raw['rms_norm_eps']!r}")
-    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
-        if type(raw.get(name)) not in (bool, type(None)):
-            raise ValueError(f"{path}: {name} must be true or false, got {raw[name]!r}")
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor")
+
+
+def _check_types(path: Path, raw: dict[str, Any]) -> None:
+    """Raises ValueError, naming the key, where a value is not of its type: a text is no number, nor a switch.
+
+    What is missing, or null, is another's to judge.
+    """
+    parts = [raw, *(raw[name] for name in ("rope_parameters", "rope_scaling") if isinstance(raw.get(name), dict))]
+    checks: list[tuple[str, Any, bool, str]] = []
+    for name in (*_SIZES, *_OPTIONAL_SIZES):
+        checks.append((name, raw.get(name), _is_size(raw.get(name)), "at least 1, a whole number"))
+    checks.append(("rms_norm_eps", raw.get("rms_norm_eps"), _is_positive(raw.get("rms_norm_eps")), _POSITIVE))
+    for part in parts:
+        checks += [(name, part.get(name), _is_positive(part.get(name)), _POSITIVE) for name in _ROPE_NUMBERS]
+        positions = part.get("original_max_position_embeddings")
+        checks.append(
+            ("original_max_position_embeddings", positions, _is_size(positions), "a whole number, at least 1")
+        )
+    window = raw.get("sliding_window")  # 0 where it is off
+    checks.append(("sliding_window", window, type(window) is int and window >= 0, "a whole number"))
+    for name in _SWITCHES:
+        checks.append((name, raw.get(name), type(raw.get(name)) is bool, "true or false"))
+    for name in ("model_type", "hidden_act"):
+        checks.append((name, raw.get(name), isinstance(raw.get(name), str), "a text"))
+    layers = raw.get("layer_types")
+    are_texts = isinstance(layers, list) and all(isinstance(kind, str) for kind in layers)
+    checks.append(("layer_types", layers, are_texts, "a list of texts"))
+    for name, value, is_right, expected in checks:
+        if value is not None and not is_right:
+            raise ValueError(f"{path}: {name} must be {expected}, got {value!r}")
+
+
+_POSITIVE = "a number above 0"
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -224,20 +258,19 @@ def read_config(directory: str | Path) -> ModelConfig:
     """
     path = Path(directory) / "config.json"
     raw = _read_json(path)
+    _check_types(path, raw)
     _refuse_what_is_not_implemented(path, raw)
     theta, scaling = _rope(path, raw)
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    missing = [name for name in (*sizes, "rms_norm_eps") if raw.get(name) is None]
+    missing = [name for name in (*_SIZES, "rms_norm_eps") if raw.get(name) is None]
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}")
-    _check_types(path, raw, sizes)
     heads = raw["num_attention_heads"]
     # What transformers supposes where a file says nothing.
     head_dim = raw.get("head_dim") or (128 if raw["model_type"] == "qwen3" else raw["hidden_size"] // heads)
     optional = {"max_position_embeddings"} & raw.keys()
     try:
         return ModelConfig(
-            **{name: raw[name] for name in (*sizes, "rms_norm_eps", *optional)},
+            **{name: raw[name] for name in (*_SIZES, "rms_norm_eps", *optional)},
             num_key_value_heads=raw.get("num_key_value_heads") or heads,
             head_dim=head_dim,
             rope_theta=theta,

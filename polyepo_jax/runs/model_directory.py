@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from polyepo_jax.config.files import from_json
 from polyepo_jax.errors import InputError
-from polyepo_jax.model import Llama3RopeScaling, ModelConfig, copy_companions, init, load_hf, logical_axes
+from polyepo_jax.model import Llama3RopeScaling, ModelConfig, copy_companions, finite, init, load_hf, logical_axes
 from polyepo_jax.model.hf import read_config as read_hf_config
 from polyepo_jax.sharding import Mesh, param_shardings
 
@@ -127,15 +126,11 @@ def _restore(directory: Path, config: ModelConfig, mesh: Mesh | None) -> Any:
 
 
 def check_finite(where: str, params: Any) -> None:
-    """Raises InputError, naming the arrays, where parameters hold NaN or an infinity: a model without an output."""
-    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree))(params)
-    bad = [jax.tree_util.keystr(path) for path, ok in jax.tree_util.tree_leaves_with_path(finite) if not bool(ok)]
-    if bad:
-        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        raise InputError(
-            f"{where}: expected finite weights, got NaN or infinity in {', '.join(bad[:3])}{more}: fetch or train the "
-            "model anew"
-        )
+    """Raises InputError as `polyepo_jax.model.finite.check_finite` raises ValueError."""
+    try:
+        finite.check_finite(where, params)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, Any]:

@@ -40,6 +40,15 @@ def random_judge(tmp_path_factory):
     return directory
 
 
+def test_a_judge_whose_weights_are_not_finite_is_refused(tmp_path):
+    params = init(MODEL, jax.random.key(0))
+    params["norm"]["scale"] = params["norm"]["scale"].at[1].set(jnp.nan)
+    save_hf(tmp_path / "judge", MODEL, params)
+    write_tokenizer(tmp_path / "judge")
+    with pytest.raises(ValueError, match=r"expected finite weights, got NaN or infinity in \['norm'\]"):
+        MeshJudge(str(tmp_path / "judge"), max_prompt_length=1024).open(Surroundings()).__enter__()
+
+
 def reply_of(ids):
     return json.dumps({str(k): {"chain_of_thought": "As such.", "cluster_id": id_} for k, id_ in enumerate(ids, 1)})
 

@@ -820,7 +820,34 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"config\.json: .*num_attention_heads",
     ),
     "a size that is a text": (config_with(model_type="llama", hidden_size="24", head_dim=ABSENT), r"config\.json: "),
-    "a number that is a text": (config_with(rms_norm_eps="1e-6"), r"rms_norm_eps must be a number, got '1e-6'"),
+    "a number that is a text": (config_with(rms_norm_eps="1e-6"), r"rms_norm_eps must be a number above 0, got '1e-6'"),
+    "a number below 0": (config_with(rms_norm_eps=-1.0), r"rms_norm_eps must be a number above 0, got -1\.0"),
+    "a number that is none": (
+        config_with(rms_norm_eps=float("nan")),
+        r"rms_norm_eps must be a number above 0, got nan",
+    ),
+    "theta that is a text": (config_with(rope_theta="1e4"), r"rope_theta must be a number above 0, got '1e4'"),
+    "theta that is a switch": (config_with(rope_theta=True), r"rope_theta must be a number above 0, got True"),
+    "theta without end": (config_with(rope_theta=float("inf")), r"rope_theta must be a number above 0, got inf"),
+    "a factor that is a text": (
+        config_with(rope_scaling={"rope_type": "llama3", "factor": "4"}),
+        r"factor must be a number above 0, got '4'",
+    ),
+    "half a position": (
+        config_with(rope_scaling={"rope_type": "llama3", "original_max_position_embeddings": 16.5}),
+        r"original_max_position_embeddings must be a whole number, at least 1, got 16\.5",
+    ),
+    "a window that is a text": (config_with(sliding_window="4096"), r"sliding_window must be .*, got '4096'"),
+    "a bias that is a text": (
+        config_with(attention_bias="false"),
+        r"attention_bias must be true or false, got 'false'",
+    ),
+    "a family that is a list": (config_with(model_type=["llama"]), r"model_type must be a text, got \['llama'\]"),
+    "layer types that are a number": (config_with(layer_types=5), r"layer_types must be a list of texts, got 5"),
+    "layer types that are a text": (
+        config_with(layer_types="full_attention"),
+        r"layer_types must be a list of texts, got 'full_attention'",
+    ),
     "a switch that is a text": (
         config_with(tie_word_embeddings="false"),
         r"tie_word_embeddings must be true or false, got 'false'",
