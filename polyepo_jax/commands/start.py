@@ -101,7 +101,7 @@ def start(
 
 
 def _end_early(number: int, status: int, resume_command: str) -> None:
-    """Where a process is told to stop before the run has come to its steps, which then hear of it (session.py)."""
+    """Where a process is told to stop before the run has come to its steps; from then on runs/stopping.py hears it."""
     name = signal.Signals(number).name
     peers.end(status, f"{name} before the first step, so that nothing is lost; go on with: {resume_command}")
 

@@ -24,7 +24,6 @@ from polyepo_jax.judges.rubric import (
     shuffled,
 )
 from polyepo_jax.model import ModelConfig, init, load_hf, logical_axes
-from polyepo_jax.model.finite import check_finite
 from polyepo_jax.model.hf import read_config
 from polyepo_jax.model.tokenizer import HFTokenizer
 from polyepo_jax.pods import collectives
@@ -128,7 +127,6 @@ class MeshJudge:
         config = read_config(Path(self.model_dir))
         check_divides(mesh, jax.eval_shape(lambda: init(config, jax.random.key(0))), logical_axes(config))
         config, params = load_hf(self.model_dir, dtype=self.dtype, mesh=mesh)
-        check_finite(self.model_dir, params)
         yield _JudgeOnMesh(self, mesh, config, params)
 
 

@@ -445,7 +445,7 @@ def load_hf(
 
     Raises:
       ValueError: naming the file or tensor: a file missing, damaged or pickled; a tensor missing, left over or of
-        another shape; an architecture or dtype that is not implemented.
+        another shape or not finite; an architecture or dtype that is not implemented.
     """
     directory = Path(directory)
     config = read_config(directory)
@@ -465,6 +465,17 @@ def load_hf(
     return config, _load(config, headers, abstract, jnp.dtype(dtype), mesh)
 
 
+def _finite(name: str, path: Path, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A tensor in `dtype`; raises ValueError where it holds NaN or infinity: such a model answers nothing."""
+    with np.errstate(over="ignore"):
+        converted = tensor.astype(dtype, copy=False)
+    if np.all(np.isfinite(converted)):
+        return converted
+    if np.all(np.isfinite(tensor)):
+        raise ValueError(f"tensor {name} of {path} holds numbers too large for {dtype}: load it in another dtype")
+    raise ValueError(f"tensor {name} of {path}: expected finite weights, got NaN or infinity: fetch the model again")
+
+
 def _load(config: ModelConfig, headers: dict[str, _Header], abstract: Params, dtype: np.dtype, mesh: Mesh | None):
     """The parameters, placed."""
     axes = logical_axes(config)
@@ -481,7 +492,8 @@ def _load(config: ModelConfig, headers: dict[str, _Header], abstract: Params, dt
                 names = _at(axes, entry.path)
                 if entry.layer is not None:
                     shape, names = shape[1:], names[1:]
-                host: np.ndarray = entry.weight.to_ours(file.get_tensor(entry.name), shape).astype(dtype, copy=False)
+                host = _finite(entry.name, path, file.get_tensor(entry.name), dtype)
+                host = entry.weight.to_ours(host, shape)
                 if mesh is None:
                     x = jnp.asarray(host)
                 else:

@@ -108,7 +108,7 @@ def initialize(given: Mapping[str, str | None], timeout_s: int, heartbeat_timeou
     in_slurm = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in os.environ
     if place is None and (alone or not (in_slurm or _on_tpu_host())):
         return
-    # SIGTERM is ours: the run saves and ends (session.py). The service would swallow it.
+    # SIGTERM is ours: the run saves and ends (runs/stopping.py). The service would swallow it.
     jax.config.update("jax_enable_preemption_service", False)
     explicit = {} if place is None else {**dataclasses.asdict(place), "cluster_detection_method": "deactivate"}
     try:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from polyepo_jax.config.files import from_json
 from polyepo_jax.errors import InputError
-from polyepo_jax.model import Llama3RopeScaling, ModelConfig, copy_companions, finite, init, load_hf, logical_axes
+from polyepo_jax.model import Llama3RopeScaling, ModelConfig, copy_companions, init, load_hf, logical_axes
 from polyepo_jax.model.hf import read_config as read_hf_config
 from polyepo_jax.sharding import Mesh, param_shardings
 
@@ -126,11 +127,15 @@ def _restore(directory: Path, config: ModelConfig, mesh: Mesh | None) -> Any:
 
 
 def check_finite(where: str, params: Any) -> None:
-    """Raises InputError as `polyepo_jax.model.finite.check_finite` raises ValueError."""
-    try:
-        finite.check_finite(where, params)
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    """Raises InputError, naming the arrays, where parameters hold NaN or an infinity: such a model answers nothing."""
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), tree))(params)
+    bad = [jax.tree_util.keystr(path) for path, ok in jax.tree_util.tree_leaves_with_path(finite) if not bool(ok)]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        raise InputError(
+            f"{where}: expected finite weights, got NaN or infinity in {', '.join(bad[:3])}{more}: import or train the "
+            "model anew"
+        )
 
 
 def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[ModelConfig, Any]:
@@ -141,14 +146,13 @@ def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[
     """
     if not is_imported(directory):
         try:
-            config, params = load_hf(directory, dtype=dtype, mesh=mesh)
+            return load_hf(directory, dtype=dtype, mesh=mesh)
         except ValueError as error:
             raise InputError(str(error)) from error
-    else:
-        config = _read_model(directory)
-        if dtype is not None:
-            config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-        params = _restore(directory, config, mesh)
+    config = _read_model(directory)
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+    params = _restore(directory, config, mesh)
     check_finite(str(directory), params)
     return config, params
 

@@ -53,13 +53,6 @@ class Saving:
         with contextlib.suppress(SaveError):
             self._checkpoints.wait()
 
-    def close(self) -> None:
-        """Closes the checkpoints, whatever happens."""
-        try:
-            self._checkpoints.close()
-        except SaveError as error:  # beside the one that ends the run
-            warn_on_stderr(str(error))
-
     @contextlib.contextmanager
     def _errors(self, needed: bool = False) -> Iterator[None]:
         """Ends the run, unless it can do without the checkpoint and is configured to go on."""
@@ -79,3 +72,11 @@ class Saving:
         with contextlib.suppress(Exception):
             kept = self._checkpoints.steps()
         return "the older ones are as they were" if kept is None else f"there are those of steps {kept}"
+
+
+def close(checkpoints: Checkpoints) -> None:
+    """Closes them at the end of a run, whatever ends it."""
+    try:
+        checkpoints.close()
+    except SaveError as error:  # beside the one that ends the run
+        warn_on_stderr(str(error))

@@ -26,7 +26,7 @@ from polyepo_jax.runs.journal import Journal
 from polyepo_jax.runs.preparation import prepare
 from polyepo_jax.runs.profiling import Profiler
 from polyepo_jax.runs.restoring import Initial, make_initial, restore, run_meta
-from polyepo_jax.runs.saving import Saving
+from polyepo_jax.runs.saving import Saving, close
 from polyepo_jax.runs.step_numbers import Deferred, settle
 from polyepo_jax.runs.stopping import Stopping
 from polyepo_jax.runs.watchdog import Watchdog
@@ -89,8 +89,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             self._take_directory(stack)
             checkpoints = Checkpoints(object_storage.home(self._directory), self._config.max_to_keep)
-            closing = stack.enter_context(contextlib.ExitStack())
-            closing.callback(checkpoints.close)
+            stack.callback(close, checkpoints)
             restored = restore(self._prepared, self._spec, self._shardings, checkpoints, self._initial)
             self._initial = None
             self.state, self.reference_params = restored.state, restored.reference_params
@@ -112,8 +111,6 @@ class Session:
                 )
             )
             self._saving = Saving(self._config, checkpoints, self._journal, self._where, self._resume_command)
-            closing.pop_all()
-            closing.callback(self._saving.close)
             for note in (*self._prepared.notes, *restored.notes):
                 self.say(note)
             if first_step:

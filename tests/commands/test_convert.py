@@ -159,9 +159,16 @@ def test_refuses_weights_that_are_not_finite(hf, tmp_path, bad):
     tensors["model.norm.weight"] = tensors["model.norm.weight"].copy()
     tensors["model.norm.weight"][3] = bad
     safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"expected finite weights, got NaN or infinity in \['norm'\]\['scale'\]"):
+    with pytest.raises(InputError, match=r"tensor model\.norm\.weight of .*: expected finite weights, got NaN"):
         convert.main(["hf-import", str(tmp_path / "hf"), "--out", str(tmp_path / "imported")])
     assert not (tmp_path / "imported").exists()
+
+
+def test_refuses_an_import_and_a_checkpoint_that_are_not_finite(params):
+    broken = params | {"norm": {"scale": params["norm"]["scale"].at[1].set(jnp.nan)}}
+    model_directory.check_finite("it", params)
+    with pytest.raises(InputError, match=r"it: expected finite weights, got NaN or infinity in \['norm'\]\['scale'\]"):
+        model_directory.check_finite("it", broken)
 
 
 def test_export_of_a_run_whose_tokenizer_is_no_hugging_face_one(trained, capsys):

@@ -29,11 +29,11 @@ from polyepo_jax.runs.preparation import load_params, prepare
 from polyepo_jax.runs.run_directory import write_json
 from polyepo_jax.sets import GRPO, MaxRL, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft
-from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.sharding import MeshConfig, make_mesh
 from polyepo_jax.train import train
 from polyepo_jax.training import draw
 from polyepo_jax.training.batch import flatten
-from polyepo_jax.training.update import OptimizerConfig, init_state, pass_step
+from polyepo_jax.training.update import OptimizerConfig, init_state, pass_step, state_shardings
 from polyepo_jax.types import Prompts, Rollouts
 from tests.tiny import MODEL, EasyPolynomial, metrics_of, rl_config, sft_config
 
@@ -235,15 +235,15 @@ def test_a_run_whose_last_updates_were_skipped_says_so_and_is_no_success(tmp_pat
 
 @dataclasses.dataclass(frozen=True)
 class AlwaysWrong(EasyPolynomial):
-    """After the first two steps no generation is right."""
+    """No generation is right, so that under Polychromic none has an advantage."""
 
     def verify(self, problem, response):
         return 0.0
 
 
 def test_a_step_without_any_advantage_changes_nothing(tmp_path):
-    """Of parameters and moments, whatever momentum there is from the steps before."""
-    config = rl_config(max_steps=2)
+    """Not by weight decay either, which would move the parameters in an update without gradient."""
+    config = rl_config(max_steps=2, optimizer=OptimizerConfig(weight_decay=0.1))
     run(config, tmp_path / "run")
     config = dataclasses.replace(config, task=AlwaysWrong(), init=InitConfig(str(tmp_path / "run")))
     run(config, tmp_path / "idle")
@@ -260,8 +260,10 @@ def test_momentum_does_not_move_a_step_without_any_advantage():
     state = init_state(spec, init(MODEL, jax.random.key(0)))
     moments = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state.opt_state)
     before = jax.device_get(dataclasses.replace(state, opt_state=moments))
-    after, stats = pass_step(jax.tree.map(jnp.array, before))
+    shardings = state_shardings(spec, make_mesh(MeshConfig(data=-1, fsdp=2)))
+    after, stats = pass_step(jax.device_put(before, shardings))
     chex.assert_trees_all_equal(jax.device_get(after), dataclasses.replace(before, step=before.step + 1))
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), after, shardings)))
     assert float(stats["tokens"]) == float(stats["loss"]) == 0
 
 

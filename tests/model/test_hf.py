@@ -425,6 +425,15 @@ def test_written_in_several_files(tmp_path):
     assert_same_bits(load_hf(tmp_path / "out")[1], params)
 
 
+def test_refuses_numbers_that_the_dtype_cannot_hold(tmp_path):
+    config, params, _ = golden("qwen3")
+    huge = params | {"norm": {"scale": params["norm"]["scale"].at[0].set(3.4e38)}}
+    save_hf(tmp_path / "out", config, huge)
+    load_hf(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight of .* holds numbers too large for bfloat16"):
+        load_hf(tmp_path / "out", dtype="bfloat16")
+
+
 def test_refuses_one_file_beside_an_index_of_others(tmp_path):
     """transformers takes the one file, others the shards: nobody can know which weights are meant."""
     config, params, _ = golden("qwen3")
