@@ -22,8 +22,9 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from polyepo_jax.model import Llama3RopeScaling, ModelConfig, forward, hf, logical_axes
+from polyepo_jax.model import Llama3RopeScaling, ModelConfig, forward, logical_axes
 from polyepo_jax.model.hf import load_hf, read_config, save_hf
+from polyepo_jax.model.hf import tensors as hf_tensors
 from polyepo_jax.sampling.generate import GenerationSpec, generate
 from polyepo_jax.sampling.methods import Sampling
 from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings
@@ -567,13 +568,13 @@ def test_parameters_lie_where_the_rules_put_them(family, sizes):
 
 def test_no_device_ever_holds_a_whole_stack(monkeypatch):
     """Where the stacks end up does not tell: one made on a single device is cut by its first layer."""
-    placed, set_layer = [], hf._set_layer
+    placed, set_layer = [], hf_tensors._set_layer
 
     def watched(stack, x, layer):
         placed.append((stack.sharding, x.sharding))
         return set_layer(stack, x, layer)
 
-    monkeypatch.setattr(hf, "_set_layer", watched)
+    monkeypatch.setattr(hf_tensors, "_set_layer", watched)
     load_hf(GOLDEN / "hf_llama", mesh=make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)))
     assert placed
     assert all(len(sharding.device_set) == 8 for pair in placed for sharding in pair)
