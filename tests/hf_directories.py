@@ -70,6 +70,17 @@ def edit_tensors(path: Path, edit: Callable[[dict[str, np.ndarray]], Any]) -> No
     safetensors.numpy.save_file(tensors, path)
 
 
+def renamed(body: str, head: str = "") -> Callable[[Path], None]:
+    """Gives the tensors another prefix than `model.`, and the output layer one."""
+
+    def edit(tensors: dict[str, np.ndarray]) -> None:
+        for name in list(tensors):
+            is_body = name.startswith("model.")
+            tensors[body + name.removeprefix("model.") if is_body else head + name] = tensors.pop(name)
+
+    return tensors_with(edit)
+
+
 def split(directory: Path) -> tuple[str, str]:
     """Puts the tensors into two files with an index; returns the files' names."""
     tensors = safetensors.numpy.load_file(directory / WEIGHTS)

@@ -25,6 +25,8 @@ from tests.hf_directories import (
     edit_json,
     golden,
     our_logits,
+    renamed,
+    values_of,
 )
 from tests.make_hf_golden import (
     END,
@@ -188,6 +190,20 @@ def test_logits_equal_those_of_transformers(transformers, tmp_path, case):
         differences[layout] = float(np.abs(our_logits(config, params, tokens) - expected).max())
     print(case, differences)
     assert max(differences.values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", ["qwen3 tied, scanned", "qwen3", "llama"])
+def test_a_checkpoint_without_the_prefix_is_the_same_model(transformers, tmp_path, case):
+    """As the class without an output layer saves it: transformers puts `model.` before its names."""
+    make_model(*CASES[case]).save_pretrained(tmp_path / "model")
+    renamed("")(tmp_path / "model")
+    assert "norm.weight" in values_of(tmp_path / "model")
+    tokens = random_tokens((2, 48), TINY["vocab_size"], 1)
+    expected = logits_of(read_model(tmp_path / "model"), tokens).numpy()
+    config, params = load_hf(tmp_path / "model")
+    assert np.abs(our_logits(config, params, tokens) - expected).max() < TOLERANCE
+    save_hf(tmp_path / "again", config, params)
+    assert np.array_equal(logits_of(read_model(tmp_path / "again"), tokens).numpy(), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,6 +16,7 @@ from polyepo_jax.model.hf import load_hf, save_hf
 from tests.hf_directories import (
     ABSENT,
     EMBEDDING,
+    FAMILIES,
     INDEX,
     LAST,
     LLAMA3,
@@ -30,12 +31,14 @@ from tests.hf_directories import (
     file_with,
     golden,
     index_with,
+    renamed,
     retyped,
     second_file_with,
     split,
     tensors_with,
     values_of,
 )
+from tests.make_hf_golden import GOLDEN
 
 # What is wrong -> how to make it of a golden qwen3, and what the message says: the file or tensor by name.
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -50,6 +53,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "tensor left over": (
         tensors_with(lambda x: x.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(40, np.float32)})),
         r"holds tensor model\.layers\.0\.self_attn\.q_proj\.bias",
+    ),
+    # The text model of one that sees is read, and nothing beside it.
+    "vision tower": (
+        lambda directory: (
+            renamed("model.language_model.")(directory),
+            tensors_with(lambda x: x.update({"model.visual.blocks.0.mlp.fc1.bias": np.zeros(4, "f4")}))(directory),
+        ),
+        r"holds tensor model\.visual\.blocks\.0\.mlp\.fc1\.bias, for which its config\.json has no place",
+    ),
+    "tensors under two prefixes": (
+        tensors_with(lambda x: x.update({EMBEDDING.removeprefix("model."): x[EMBEDDING].copy()})),
+        r"holds tensor embed_tokens\.weight,",
     ),
     "layers left over": (config_with(num_hidden_layers=1), r"holds tensor model\.layers\.1\."),
     "wrong shape": (
@@ -326,6 +341,38 @@ def test_an_output_layer_beside_a_tied_embedding(tmp_path):
     config, params = load_hf(directory)
     assert not config.tie_word_embeddings
     np.testing.assert_array_equal(params["lm_head"], values_of(directory)["lm_head.weight"].T)
+
+
+LAYOUTS = [("", ""), ("model.language_model.", ""), ("language_model.model.", "language_model.")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_prefixes_of_the_names(tmp_path, family, layout):
+    directory = copy_of(family, tmp_path / "model")
+    renamed(*layout)(directory)
+    config, params = load_hf(directory)
+    assert config == golden(family)[0]
+    assert_same_bits(params, golden(family)[1])
+    # It is written with the names that all know.
+    save_hf(tmp_path / "out", config, params)
+    assert_same_bits(values_of(tmp_path / "out"), values_of(GOLDEN / f"hf_{family}"))
+
+
+def test_what_goes_with_other_prefixes(tmp_path):
+    """Copies are found by their prefix too, and what is missing or left over has it in its name."""
+    body, head = LAYOUTS[2]
+    directory = copy_of("qwen2", tmp_path / "model")
+    renamed(body, head)(directory)
+    tensors_with(lambda x: x.update({f"{head}lm_head.weight": x[f"{body}embed_tokens.weight"].copy()}))(directory)
+    tensors_with(lambda x: x.update({f"{body}rotary_emb.inv_freq": np.ones(3, np.float32)}))(directory)
+    assert_same_bits(load_hf(directory)[1], golden("qwen2")[1])
+    tensors_with(lambda x: x[f"{head}lm_head.weight"].__setitem__((7, 7), 1.5))(directory)
+    with pytest.raises(ValueError, match=r"language_model\.lm_head\.weight differs from the embedding"):
+        load_hf(directory)
+    tensors_with(lambda x: (x.pop(f"{head}lm_head.weight"), x.pop(f"{body}norm.weight")))(directory)
+    with pytest.raises(ValueError, match=r"lacks tensor language_model\.model\.norm\.weight"):
+        load_hf(directory)
 
 
 def test_tables_of_rotary_frequencies_are_passed_over(tmp_path):

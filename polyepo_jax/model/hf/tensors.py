@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from polyepo_jax.model.config import Dtype, ModelConfig
 from polyepo_jax.model.hf.config import config_json, read_config, read_json
-from polyepo_jax.model.hf.names import Entry, at, entries_of, put
+from polyepo_jax.model.hf.names import Entry, Layout, at, entries_of, layout_of, put
 from polyepo_jax.model.transformer import Params, init, logical_axes
 from polyepo_jax.sharding import Mesh, param_sharding, param_shardings
 
@@ -116,9 +116,9 @@ def _names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _check(directory: Path, config: ModelConfig, headers: dict[str, _Header], shapes: Any) -> None:
-    """Raises ValueError unless the files hold the tensors of `config` and no others."""
-    expected = {entry.name: entry for entry in entries_of(config)}
+def _check(directory: Path, entries: list[Entry], headers: dict[str, _Header], shapes: Any) -> None:
+    """Raises ValueError unless the files hold these tensors and no others."""
+    expected = {entry.name: entry for entry in entries}
     missing = [name for name in expected if name not in headers]
     if missing:
         raise ValueError(f"{directory} lacks tensor {_names(missing)}, which its config.json calls for")
@@ -135,17 +135,17 @@ def _check(directory: Path, config: ModelConfig, headers: dict[str, _Header], sh
             )
 
 
-def _drop_copies(config: ModelConfig, headers: dict[str, _Header]) -> None:
+def _drop_copies(config: ModelConfig, layout: Layout, headers: dict[str, _Header]) -> None:
     """Leaves out what some files hold beside the parameters: tables of rotary frequencies, a tied output layer."""
-    for name in [name for name in headers if name.endswith(".rotary_emb.inv_freq")]:
+    for name in [name for name in headers if name.endswith("rotary_emb.inv_freq")]:
         del headers[name]
-    table, head = headers.get("model.embed_tokens.weight"), headers.get("lm_head.weight")
+    table, head = headers.get(layout.table), headers.get(layout.output)
     if not (config.tie_word_embeddings and table and head):
         return
     with _open(table.file) as one, _open(head.file) as other:
-        if not np.array_equal(one.get_tensor("model.embed_tokens.weight"), other.get_tensor("lm_head.weight")):
-            raise ValueError(f"{head.file}: lm_head.weight differs from the embedding, though config.json ties them")
-    del headers["lm_head.weight"]
+        if not np.array_equal(one.get_tensor(layout.table), other.get_tensor(layout.output)):
+            raise ValueError(f"{head.file}: {layout.output} differs from the embedding, though config.json ties them")
+    del headers[layout.output]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -174,9 +174,11 @@ def load_hf(
     directory = Path(directory)
     config = read_config(directory)
     headers = _headers(directory)
-    _drop_copies(config, headers)
+    layout = layout_of(headers)
+    _drop_copies(config, layout, headers)
+    entries = list(entries_of(config, layout))
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    _check(directory, config, headers, abstract)
+    _check(directory, entries, headers, abstract)
     dtypes = {header.dtype: name for name, header in headers.items()}
     if dtype is None:
         if len(dtypes) > 1 or dtypes.keys() == {"float16"}:
@@ -186,7 +188,7 @@ def load_hf(
     if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{directory} as float64 needs jax_enable_x64: switch it on, or give dtype='float32'")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    return config, _load(config, headers, abstract, jnp.dtype(dtype), mesh)
+    return config, _load(config, entries, headers, abstract, jnp.dtype(dtype), mesh)
 
 
 def _finite(name: str, path: Path, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -200,18 +202,25 @@ def _finite(name: str, path: Path, tensor: np.ndarray, dtype: np.dtype) -> np.nd
     raise ValueError(f"tensor {name} of {path}: expected finite weights, got NaN or infinity: fetch the model again")
 
 
-def _load(config: ModelConfig, headers: dict[str, _Header], abstract: Params, dtype: np.dtype, mesh: Mesh | None):
+def _load(
+    config: ModelConfig,
+    entries: list[Entry],
+    headers: dict[str, _Header],
+    abstract: Params,
+    dtype: np.dtype,
+    mesh: Mesh | None,
+) -> Params:
     """The parameters, placed."""
     axes = logical_axes(config)
     shardings = None if mesh is None else param_shardings(mesh, axes)
     params = jax.tree.map(lambda x: None, abstract)
     by_file: dict[Path, list[Entry]] = {}
-    for entry in entries_of(config):
+    for entry in entries:
         by_file.setdefault(headers[entry.name].file, []).append(entry)
 
-    for path, entries in by_file.items():
+    for path, held in by_file.items():
         with _open(path) as file:
-            for entry in entries:
+            for entry in held:
                 shape = at(abstract, entry.path).shape
                 names = at(axes, entry.path)
                 if entry.layer is not None:
