@@ -6,16 +6,23 @@ Top level are the words that people override daily; the rest is nested by concer
 import dataclasses
 import inspect
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyepo_jax.evaluation import MAX_SAMPLES
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.losses import PolicyLoss
-from polyepo_jax.model import ModelConfig
+from polyepo_jax.model import ModelConfig, ModelNumerics
 from polyepo_jax.sampling import Sampling
 from polyepo_jax.sets import Polychromic, SetAdvantage
 from polyepo_jax.sharding import MeshConfig
 from polyepo_jax.training.update import OptimizerConfig
+
+# A config in a file may leave the shape to a directory that it names; once a command has read both, it is there
+# (runs/model_shape.py), and all but those two go by that.
+if TYPE_CHECKING:
+    Model = ModelConfig
+else:
+    Model = ModelConfig | ModelNumerics
 
 
 def _check_number(config: Any, name: str, minimum: int) -> None:
@@ -186,7 +193,8 @@ class RunConfig:
 
     Attributes:
       task: the domain, a dataclass as of polyepo_jax.tasks.
-      model: the model's shape and numerics.
+      model: the model's shape, and how it is computed. A ModelNumerics says the latter alone: the shape is that of
+        init.model_dir, of the run in init.run_dir, or else of the directory of the task's tokenizer.
       seed: of initialisation, data order and sampling.
       max_steps: batches to train on.
       save_interval_steps: steps between checkpoints; the last step is always saved.
@@ -206,7 +214,7 @@ class RunConfig:
     """
 
     task: Any
-    model: ModelConfig
+    model: Model = ModelNumerics()  # type: ignore[assignment]
     max_steps: int
     prompts_per_step: int
     max_prompt_length: int
@@ -253,7 +261,7 @@ class RunConfig:
                 "gradient (evaluate takes --temperature 0)"
             )
         length = self.max_prompt_length + self.max_completion_length
-        if length > self.model.max_position_embeddings:
+        if isinstance(self.model, ModelConfig) and length > self.model.max_position_embeddings:
             raise ValueError(
                 f"max_prompt_length + max_completion_length ({length} tokens) exceed model.max_position_embeddings "
                 f"({self.model.max_position_embeddings}), the positions that the model was made for"

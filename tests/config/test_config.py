@@ -222,8 +222,8 @@ def test_wrong_json_is_one_line(change, message):
 
 def test_a_missing_key_is_named():
     value = to_json(rl_config())
-    del value["model"], value["max_steps"]
-    with pytest.raises(InputError, match="missing model, max_steps"):
+    del value["learning_rate"], value["max_steps"]
+    with pytest.raises(InputError, match="missing max_steps, learning_rate"):
         from_json(value, Config)
 
 
