@@ -152,7 +152,8 @@ class AlgorithmConfig:
       mini_batch_size: prompts of an optimizer update; None for all of the step.
       micro_batch_size: generations whose activations are held at a time; None for all of the mini-batch.
       skip_zero_advantage: leave micro-batches without any advantage out of the update, generations that have one being
-        moved together; loss and gradient stay what they were.
+        moved together; loss and gradient stay what they were. None for where that can be: micro-batches are smaller
+        than the mini-batch, and the loss has no KL term.
       max_prompt_batches: where groups lack signal (every advantage 0), draw up to so many batches of prompts in a
         step, until prompts_per_step groups carry some (dynamic sampling, DAPO, arXiv:2503.14476); 1 draws one, and
         trains on it as it is. Groups that are surplus or without signal are dropped and counted.
@@ -164,7 +165,7 @@ class AlgorithmConfig:
     num_iterations: int = 1
     mini_batch_size: int | None = None
     micro_batch_size: int | None = None
-    skip_zero_advantage: bool = False
+    skip_zero_advantage: bool | None = None
     max_prompt_batches: int = 1
 
     def __post_init__(self):
