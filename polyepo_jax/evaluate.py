@@ -1,8 +1,13 @@
 """Samples a run's newest checkpoint on held-out problems: python -m polyepo_jax.evaluate --run-dir DIR
 
-Writes DIR/eval.json: pass@k, majority@k, and how many different (correct) answers there are among the samples. With
---model DIR --config FILE --out DIR instead, a Hugging Face (or imported) model is sampled on the config's task. Several
-processes share the work where --coordinator-address, --num-processes and --process-id, or the environment, say so.
+Writes DIR/eval.json: pass@k, majority@k, and how many different (correct) answers there are among the samples. A
+Hugging Face (or imported) model is sampled on published sets, or on a config's task, by
+
+python -m polyepo_jax.evaluate --model DIR --benchmark math500 aime25 --num-samples 16
+python -m polyepo_jax.evaluate --model DIR --config FILE --out DIR
+
+Several processes share the work where --coordinator-address, --num-processes and --process-id, or the environment, say
+so.
 """
 
 import dataclasses
@@ -15,8 +20,9 @@ import rich.console
 import rich.table
 
 from polyepo_jax.command_line import parse_command_line
+from polyepo_jax.commands.benchmarks import benchmark_config
 from polyepo_jax.commands.start import PROCESS_FLAGS, take
-from polyepo_jax.config import RunConfig
+from polyepo_jax.config import InitConfig, RunConfig
 from polyepo_jax.config.files import load, to_json
 from polyepo_jax.config.meshes import mesh_to_sample
 from polyepo_jax.config.specs import evaluation_spec, stream
@@ -24,6 +30,7 @@ from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import sample
 from polyepo_jax.pods import collectives, object_storage, peers, processes
 from polyepo_jax.runs import model_directory, run_directory
+from polyepo_jax.runs.model_shape import resolve
 from polyepo_jax.runs.preparation import admitted, load_params
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
@@ -41,9 +48,14 @@ class Arguments:
       checkpoint_step: another checkpoint than the newest.
       model: instead of a run, a directory as of `init.model_dir`.
       config: with --model, the config file whose task, model and lengths are used.
-      out: with --model, the directory that eval.json goes to.
+      benchmark: with --model, in place of a config: names of published sets (math500, aime25, ...), each from the
+        Hugging Face hub or, as math500=FILE, from a file; or any FILE with the fields problem and answer.
+      max_completion_length: with --benchmark, tokens of an answer at most; 4096 if not given, or what the model allows.
+      dtype: with --benchmark, of the weights and of computing; if not given, float32 on a CPU and bfloat16 elsewhere.
+      out: with --model, the directory that eval.json goes to; with --benchmark runs/evaluate/MODEL if not given.
       split: problems to sample; "test" writes eval.json, "validation" eval_validation.json.
-      num_samples: generations of each problem; as the run's config says if not given.
+      num_samples: generations of each problem; if not given as the config says, or 16 with --benchmark.
+      max_rows: generations sampled at a time; as the config says if not given.
       num_prompts: problems of the split; as the run's config says if not given.
       temperature: as in training if not given; 0 is greedy.
       top_k: as in training if not given; 0 keeps all tokens.
@@ -55,9 +67,13 @@ class Arguments:
     checkpoint_step: int | None = None
     model: Path | None = None
     config: Path | None = None
+    benchmark: tuple[str, ...] = ()
+    max_completion_length: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
     out: Path | None = None
     split: Literal["test", "validation"] = "test"
     num_samples: int | None = None
+    max_rows: int | None = None
     num_prompts: int | None = None
     temperature: float | None = None
     top_k: int | None = None
@@ -93,7 +109,7 @@ def _job(options: Arguments) -> _Job:
             defaults,
             num_samples=num_samples,
             num_prompts=num_prompts,
-            max_rows=max(defaults.max_rows, num_samples),
+            max_rows=options.max_rows or max(defaults.max_rows, num_samples),
         )
         given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
         sampler = dataclasses.replace(config.sampler(), **{k: v for k, v in given.items() if v is not None})
@@ -163,6 +179,7 @@ def main(arguments: Sequence[str]) -> None:
         raise RunError(f"{error.strerror}; the result is in {path}") from error
     what = f"{object_storage.name_of(directory)}, step {step}" if options.model is None else str(options.model)
     _print(what, num_samples, summaries)
+    print(f"the result is in {object_storage.name_of(directory)}/{path.name}")
 
 
 def _warn(name: str, failures: Sequence[str], num_left_out: int) -> None:
@@ -173,16 +190,28 @@ def _warn(name: str, failures: Sequence[str], num_left_out: int) -> None:
 
 def _what(options: Arguments) -> tuple[RunConfig, Path]:
     """The config to evaluate by, and the directory for the result."""
+    if not options.benchmark and (options.max_completion_length is not None or options.dtype is not None):
+        raise InputError("--max-completion-length and --dtype go with --benchmark; else the config says what they are")
     if options.run_dir is not None:
-        if options.model is not None or options.config is not None or options.out is not None:
+        if any((options.model, options.config, options.out, options.benchmark)):
             raise InputError("--run-dir brings its own model, config and place for the result: leave the others out")
         directory = object_storage.working_copy(options.run_dir)
         return run_directory.read_config(directory), directory
-    if options.model is None or options.config is None or options.out is None:
-        raise InputError("give --run-dir DIR, or --model DIR with --config FILE and --out DIR")
+    if options.model is None:
+        raise InputError("give --run-dir DIR, or --model DIR with --benchmark NAME or with --config FILE and --out DIR")
     if options.checkpoint_step is not None:
         raise InputError("--checkpoint-step is one of a --run-dir; a --model has none")
-    return load(options.config, RunConfig), options.out
+    if options.benchmark:
+        if options.config is not None or options.split != "test":
+            raise InputError("--benchmark takes the place of --config, and has a test split only: leave the other out")
+        chosen = options.benchmark, options.max_completion_length, options.dtype
+        out = options.out or Path("runs") / "evaluate" / options.model.resolve().name
+        return benchmark_config(options.model, *chosen), out
+    if options.config is None or options.out is None:
+        raise InputError("--model DIR goes with --benchmark NAME, or with --config FILE and --out DIR")
+    config = load(options.config, RunConfig)
+    # What the config leaves open is the model's that is evaluated, not of that which the run starts from.
+    return resolve(dataclasses.replace(config, init=InitConfig(model_dir=str(options.model)))), options.out
 
 
 def _print(what: str, num_samples: int, summaries: dict[str, dict]) -> None:

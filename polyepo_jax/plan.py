@@ -22,6 +22,7 @@ from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.planning.hardware import EXAMPLES, Topology, parse_topology
 from polyepo_jax.planning.plan import make_plan, to_json
 from polyepo_jax.planning.render import render
+from polyepo_jax.runs.model_shape import resolve
 
 OPTIONS = f"""\
   --config FILE      Python file with get_config(), or the config.json of a run
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("--config is missing: python -m polyepo_jax.plan --config FILE --topology v5e:4x4")
     config = load(Path(config_path), Config)
     # Where help is asked for, it ends here.
-    config = override(config, rest, f"python -m polyepo_jax.plan --config {config_path}")
+    config = resolve(override(config, rest, f"python -m polyepo_jax.plan --config {config_path}"))
     if topology_name is None:
         raise InputError(f"--topology is missing: python -m polyepo_jax.plan --config {config_path} --topology v5e:4x4")
     topology = _topology(topology_name, slices or "1")

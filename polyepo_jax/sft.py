@@ -54,7 +54,7 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
             session.ask_whether_to_stop()
             session.state, stats = train_step(update, session.state, rows)
             session.settle()
-            stats = {name: stats[name] for name in ("loss", "grad_norm", "tokens", "nonfinite", "nonfinite_in_a_row")}
+            stats = {name: value for name, value in stats.items() if name not in ("clip_frac", "sampler_gap")}
             stats["supervised"] = stats.pop("loss")
             session.defer(step + 1, stats, {})
         return session.complete

@@ -18,11 +18,24 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from polyepo_jax.config import SFTConfig, load
+from polyepo_jax.config import ModelConfig, SFTConfig, load
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.model import init, save_hf
 
 NUM_TRAIN, NUM_TEST = 1000, 128
+
+MODEL = ModelConfig(
+    vocab_size=320,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=32,
+    rope_theta=1e4,
+    tie_word_embeddings=True,
+    max_position_embeddings=256,
+)
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
@@ -90,8 +103,8 @@ def make(directory: Path, config: SFTConfig) -> dict[str, Path]:
     write_tokenizer(companions, tokenizer(lines * 2))  # twice, for what occurs once is not merged
     model_dir = str(config.init.model_dir)
     made[model_dir] = directory / "model"
-    params = jax.jit(init, static_argnums=0)(config.model, jax.random.key(0))
-    save_hf(made[model_dir], config.model, params, companions=companions)
+    params = jax.jit(init, static_argnums=0)(MODEL, jax.random.key(0))
+    save_hf(made[model_dir], MODEL, params, companions=companions)
     return made
 
 

@@ -12,14 +12,11 @@ from pathlib import Path
 
 from polyepo_jax.config import Config, InitConfig, load
 
-MODEL_DIR = "models/Qwen3-1.7B-Base"
-
 
 def get_config() -> Config:
     config = load(Path(__file__).with_name("qwen3_4b_polaris.py"), Config)
     return dataclasses.replace(
         config,
-        task=dataclasses.replace(config.task, tokenizer_dir=MODEL_DIR),
         model=dataclasses.replace(
             config.model,
             hidden_size=2048,
@@ -28,5 +25,5 @@ def get_config() -> Config:
             num_attention_heads=16,
             num_key_value_heads=8,
         ),
-        init=InitConfig(model_dir=MODEL_DIR),
+        init=InitConfig(model_dir="models/Qwen3-1.7B-Base"),
     )

@@ -41,17 +41,15 @@ from polyepo_jax.config import (
     SetAdvantage,
 )
 
-MODEL_DIR = "models/Qwen3-4B-Base"
-
 
 def get_config() -> Config:
     return Config(
         task=Math(
             train=POLARIS_53K,
-            tokenizer_dir=MODEL_DIR,
             benchmarks=(BEYOND_AIME, AIME_2025, AIME_2026, HMMT_FEB_2025, HMMT_NOV_2025, MINERVA),
             num_validation=128,
         ),
+        # ModelNumerics(dtype="bfloat16", remat="full") would do: with the shape stated, `plan` needs no directory yet.
         model=ModelConfig(
             vocab_size=151_936,
             hidden_size=2560,
@@ -67,7 +65,7 @@ def get_config() -> Config:
             param_dtype="float32",
             remat="full",
         ),
-        init=InitConfig(model_dir=MODEL_DIR),
+        init=InitConfig(model_dir="models/Qwen3-4B-Base"),
         max_steps=850,
         save_interval_steps=50,
         eval_interval_steps=50,

@@ -30,7 +30,6 @@ def get_config() -> Config:
     warm_start = load(Path(__file__).with_name("qwen3_tiny_warm_start.py"), SFTConfig)
     return Config(
         task=warm_start.task,
-        model=warm_start.model,
         init=InitConfig(run_dir="runs/math/qwen3_tiny_warm_start"),
         max_steps=60,
         save_interval_steps=20,

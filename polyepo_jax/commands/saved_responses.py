@@ -72,7 +72,7 @@ class SavedOptions:
             check_judge(judge, most)
         if self.config is None:
             # Only its verifier and its clusters are used, and it reads files only for its problems.
-            return Saved(rows, Math(train="", tokenizer_dir=""), judge or JudgeConfig(), None)
+            return Saved(rows, Math(train=""), judge or JudgeConfig(), None)
         config = load(self.config, Config)
         if judge is None:
             judge = config.judge

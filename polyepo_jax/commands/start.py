@@ -10,6 +10,7 @@ from polyepo_jax.config.files import AnyConfig, docstring_of, load, override, to
 from polyepo_jax.errors import InputError
 from polyepo_jax.pods import collectives, object_storage, peers
 from polyepo_jax.runs import signals
+from polyepo_jax.runs.model_shape import resolve
 from polyepo_jax.runs.run_directory import default_directory
 
 OPTIONS = """\
@@ -89,7 +90,7 @@ def start(
         signals.listen(lambda number: _end_early(number, stopped_exit_code, resume_command))
     with collectives.agreed():
         config = load(Path(config_path), config_class)
-        config = override(config, rest, f"python -m {module} --config {config_path}")
+        config = resolve(override(config, rest, f"python -m {module} --config {config_path}"))
     collectives.check_same(config=to_json(config))
     with collectives.agreed():
         directory = (

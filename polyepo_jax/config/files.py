@@ -92,13 +92,19 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
         make = list if list in (hint, typing.get_origin(hint)) else tuple
         items = make(from_json(item, Any, f"{path}[{index}]") for index, item in enumerate(value))
         return _checked_leaf(items, hint, where)
+    wanted = _dataclasses_of(hint)
     cls: Any = hint
     if isinstance(value, dict) and "class" in value:
         cls = _resolve(str(value["class"]), where)
         if not _is_dataclass(cls):
             raise InputError(f"{where}: {value['class']!r} is not a dataclass")
-        if _is_dataclass(hint) and not issubclass(cls, hint):
-            raise InputError(f"{where}: expected a {hint.__name__}, got a {cls.__name__}")
+        if wanted and not issubclass(cls, wanted):
+            raise InputError(f"{where}: expected a {' or '.join(w.__name__ for w in wanted)}, got a {cls.__name__}")
+    elif isinstance(value, dict) and wanted:
+        # Of several, the one with the fewest fields that has all that are named.
+        names = {w: {field.name for field in dataclasses.fields(w)} for w in wanted}
+        having = [w for w in wanted if value.keys() <= names[w]]
+        cls = min(having, key=lambda w: len(names[w]), default=wanted[0])
     if not _is_dataclass(cls):
         return _checked_leaf(value, hint, where)
     if not isinstance(value, dict):
@@ -122,6 +128,12 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
         return cls(**arguments)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _dataclasses_of(hint: Any) -> tuple[Any, ...]:
+    """The dataclasses that a hint allows: itself, or members of a union."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return tuple(filter(_is_dataclass, typing.get_args(hint) if is_union else [hint]))
 
 
 def _is_dataclass(thing: Any) -> bool:

@@ -6,16 +6,23 @@ Top level are the words that people override daily; the rest is nested by concer
 import dataclasses
 import inspect
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyepo_jax.evaluation import MAX_SAMPLES
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.losses import PolicyLoss
-from polyepo_jax.model import ModelConfig
+from polyepo_jax.model import ModelConfig, ModelNumerics
 from polyepo_jax.sampling import Sampling
 from polyepo_jax.sets import Polychromic, SetAdvantage
 from polyepo_jax.sharding import MeshConfig
 from polyepo_jax.training.update import OptimizerConfig
+
+# A config in a file may leave the shape to a directory that it names; once a command has read both, it is there
+# (runs/model_shape.py), and all but those two go by that.
+if TYPE_CHECKING:
+    Model = ModelConfig
+else:
+    Model = ModelConfig | ModelNumerics
 
 
 def _check_number(config: Any, name: str, minimum: int) -> None:
@@ -145,7 +152,8 @@ class AlgorithmConfig:
       mini_batch_size: prompts of an optimizer update; None for all of the step.
       micro_batch_size: generations whose activations are held at a time; None for all of the mini-batch.
       skip_zero_advantage: leave micro-batches without any advantage out of the update, generations that have one being
-        moved together; loss and gradient stay what they were.
+        moved together; loss and gradient stay what they were. None for where that can be: micro-batches are smaller
+        than the mini-batch, and the loss has no KL term.
       max_prompt_batches: where groups lack signal (every advantage 0), draw up to so many batches of prompts in a
         step, until prompts_per_step groups carry some (dynamic sampling, DAPO, arXiv:2503.14476); 1 draws one, and
         trains on it as it is. Groups that are surplus or without signal are dropped and counted.
@@ -157,7 +165,7 @@ class AlgorithmConfig:
     num_iterations: int = 1
     mini_batch_size: int | None = None
     micro_batch_size: int | None = None
-    skip_zero_advantage: bool = False
+    skip_zero_advantage: bool | None = None
     max_prompt_batches: int = 1
 
     def __post_init__(self):
@@ -186,7 +194,8 @@ class RunConfig:
 
     Attributes:
       task: the domain, a dataclass as of polyepo_jax.tasks.
-      model: the model's shape and numerics.
+      model: the model's shape, and how it is computed. A ModelNumerics says the latter alone: the shape is that of
+        init.model_dir, of the run in init.run_dir, or else of the directory of the task's tokenizer.
       seed: of initialisation, data order and sampling.
       max_steps: batches to train on.
       save_interval_steps: steps between checkpoints; the last step is always saved.
@@ -206,7 +215,7 @@ class RunConfig:
     """
 
     task: Any
-    model: ModelConfig
+    model: Model = ModelNumerics()  # type: ignore[assignment]
     max_steps: int
     prompts_per_step: int
     max_prompt_length: int
@@ -253,7 +262,7 @@ class RunConfig:
                 "gradient (evaluate takes --temperature 0)"
             )
         length = self.max_prompt_length + self.max_completion_length
-        if length > self.model.max_position_embeddings:
+        if isinstance(self.model, ModelConfig) and length > self.model.max_position_embeddings:
             raise ValueError(
                 f"max_prompt_length + max_completion_length ({length} tokens) exceed model.max_position_embeddings "
                 f"({self.model.max_position_embeddings}), the positions that the model was made for"

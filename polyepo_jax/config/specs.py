@@ -38,7 +38,10 @@ def generation_spec(config: Config, tokenizer: Tokenizer | None = None) -> Gener
 def update_spec(config: Config) -> UpdateSpec:
     """What each step updates."""
     algorithm = config.algorithm
-    mini_batch = algorithm.mini_batch_size
+    mini_batch, skip = algorithm.mini_batch_size, algorithm.skip_zero_advantage
+    if skip is None:
+        rows = (mini_batch or config.prompts_per_step) * config.num_generations
+        skip = (algorithm.micro_batch_size or rows) < rows and not algorithm.loss.needs_reference
     return UpdateSpec(
         model=config.model,
         loss=algorithm.loss,
@@ -49,7 +52,7 @@ def update_spec(config: Config) -> UpdateSpec:
         num_iterations=algorithm.num_iterations,
         mini_batch_rows=None if mini_batch is None else mini_batch * config.num_generations,
         micro_batch_rows=algorithm.micro_batch_size,
-        skip_zero_advantage=algorithm.skip_zero_advantage,
+        skip_zero_advantage=skip,
     )
 
 

@@ -48,7 +48,13 @@ class ChatTemplate:
         Raises:
           ValueError: there is none, it does not compile, it fails, or it does not show a user's text exactly once.
         """
-        source, self.path = _template_source(directory, settings)
+        found = _template_source(directory, settings)
+        if found is None:
+            raise ValueError(
+                f"{directory}: there is no chat template in tokenizer_config.json, chat_template.jinja or "
+                "chat_template.json; a base model without one takes bare prompts: chat = False"
+            )
+        source, self.path = found
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
         )
@@ -118,7 +124,12 @@ def _to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)  # jinja's own filter escapes for HTML
 
 
-def _template_source(directory: Path, settings: Mapping[str, Any]) -> tuple[str, Path]:
+def has_chat_template(directory: Path) -> bool:
+    """Whether a model directory has a template, whatever that is worth."""
+    return _template_source(directory, read_json(directory / "tokenizer_config.json")) is not None
+
+
+def _template_source(directory: Path, settings: Mapping[str, Any]) -> tuple[str, Path] | None:
     path = directory / "chat_template.jinja"
     if path.exists():
         return _read_text(path), path
@@ -134,10 +145,7 @@ def _template_source(directory: Path, settings: Mapping[str, Any]) -> tuple[str,
             return found, path
         if found is not None:
             raise ValueError(f"{path}: chat_template must be a text or a list with one named 'default'")
-    raise ValueError(
-        f"{directory}: there is no chat template in tokenizer_config.json, chat_template.jinja or chat_template.json; "
-        "a base model without one takes bare prompts: chat = False"
-    )
+    return None
 
 
 def _read_text(path: Path) -> str:

@@ -31,8 +31,28 @@ class Llama3RopeScaling:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelNumerics:
+    """How a model is computed, whatever its shape.
+
+    dtype: of activations, and of the matrix products. param_dtype: of parameters as they are stored and trained.
+    remat: what the backward pass recomputes of each layer: nothing, everything but matrix products, everything.
+    attention: the kernel of whole sequences: "xla" (any device), "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs);
+      "auto" takes the mesh's platform's.
+    """
+
+    dtype: Dtype = "float32"
+    param_dtype: Dtype = "float32"
+    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+
+    def __post_init__(self):
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError(f"model.attention = 'cudnn' needs model.dtype = 'bfloat16', got {self.dtype!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(ModelNumerics):
     """A decoder of the architectures Qwen3 (`qk_norm`), Qwen2 (`qkv_bias`) or Llama (neither).
 
     vocab_size: V, rows of the embedding.
@@ -43,10 +63,6 @@ class ModelConfig:
     tie_word_embeddings: the embedding also computes the logits.
     qk_norm: RMSNorm of each query and key head before RoPE. qkv_bias: query, key and value projections add a bias.
     max_position_embeddings: positions the model was made for.
-    dtype: of activations, and of the matrix products. param_dtype: of parameters as they are stored and trained.
-    remat: what the backward pass recomputes of each layer: nothing, everything but matrix products, everything.
-    attention: the kernel of whole sequences: "xla" (any device), "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs);
-      "auto" takes the mesh's platform's.
     """
 
     vocab_size: int
@@ -63,12 +79,9 @@ class ModelConfig:
     qk_norm: bool = True
     qkv_bias: bool = False
     max_position_embeddings: int = 32768
-    dtype: Dtype = "float32"
-    param_dtype: Dtype = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
 
     def __post_init__(self):
+        super().__post_init__()
         for name in (
             "vocab_size",
             "hidden_size",
@@ -88,5 +101,3 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim must be even (rotary embedding turns pairs), got {self.head_dim}")
-        if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError(f"model.attention = 'cudnn' needs model.dtype = 'bfloat16', got {self.dtype!r}")

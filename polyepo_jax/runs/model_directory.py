@@ -55,8 +55,12 @@ def is_imported(directory: Path) -> bool:
     return (directory / _MODEL).is_file()
 
 
-def _read_model(directory: Path) -> ModelConfig:
-    """The shape of the model in a directory of either kind, without its arrays."""
+def read_shape(directory: Path) -> ModelConfig:
+    """The model in a directory of either kind, without its arrays.
+
+    Raises:
+      InputError: it holds none, or one that is damaged or not implemented.
+    """
     if not is_imported(directory):
         try:
             return read_hf_config(directory)
@@ -149,7 +153,7 @@ def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[
             return load_hf(directory, dtype=dtype, mesh=mesh)
         except ValueError as error:
             raise InputError(str(error)) from error
-    config = _read_model(directory)
+    config = read_shape(directory)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     params = _restore(directory, config, mesh)
@@ -163,7 +167,7 @@ def load(directory: Path, model: ModelConfig, mesh: Mesh) -> Any:
     Raises:
       InputError: as of `read`; or they are another model's, which is found before they are read.
     """
-    theirs = _read_model(directory)
+    theirs = read_shape(directory)
     check_same(str(directory), dataclasses.replace(theirs, param_dtype=model.param_dtype), model)
     return read(directory, mesh, model.param_dtype)[1]
 

@@ -28,6 +28,7 @@ RESUMABLE = (
     "on_save_failure",
     "mesh",
     "logging",
+    "algorithm.skip_zero_advantage",
     "judge.clusterer.transport",
     "judge.clusterer.cache",
     "judge.clusterer.max_asks",

@@ -12,6 +12,7 @@ _NAMES = {
     "loss": "loss/policy",
     "supervised": "loss/supervised",
     "grad_norm": "loss/grad_norm",
+    "learning_rate": "optimizer/learning_rate",
     "clip_frac": "loss/clip_frac",
     "kl": "loss/kl",
     "nonfinite": "loss/nonfinite_updates",

@@ -4,10 +4,13 @@ A copy of your own is read in place of the hub's by `dataclasses.replace(AIME_20
 command line by `--task.train.path FILE`. Copies from elsewhere may name their fields differently.
 """
 
+import dataclasses
+import difflib
 import functools
+import re
 
 from polyepo_jax.rewards.answers import boxed
-from polyepo_jax.tasks.dataset import Dataset
+from polyepo_jax.tasks.dataset import Dataset, name_of
 
 
 def after_hashes(solution: str) -> str:
@@ -40,3 +43,29 @@ AMC_2023 = _unseen("amc_2023", hub="math-ai/amc23", problem="question")
 # 272 problems of MIT courses. The copy that circulates as minerva.jsonl has `problem` and a worked `solution`, of which
 # `extract=last_boxed` takes the final answer.
 MINERVA = _unseen("minerva", hub="math-ai/minervamath", problem="question")
+
+
+def _plain(name: str) -> str:
+    """`MATH-500` and `math500` are `math_500`, `aime25` is `aime_2025`."""
+    return re.sub("20(?=[0-9]{2}$)", "", re.sub("[^a-z0-9]", "", name.lower()))
+
+
+def by_name(text: str) -> Dataset:
+    """One of the sets for evaluation by its name, `math500`; or from a copy of it, `math500=FILE`; or any file, `FILE`.
+
+    A FILE that is none of these sets has the fields `problem` and `answer`.
+
+    Raises:
+      ValueError: a name that no set has.
+    """
+    name, _, path = text.partition("=")
+    published = [value for value in globals().values() if isinstance(value, Dataset) and value != POLARIS_53K]
+    for dataset in published:
+        if _plain(name) == _plain(dataset.name):
+            return dataclasses.replace(dataset, path=path) if path else dataset
+    if path or re.fullmatch("[a-z0-9_-]+", name.lower()):
+        names = [dataset.name for dataset in published]
+        close = difflib.get_close_matches(name.lower(), names, 1)
+        guess = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"no benchmark is called {name!r}: {guess}there are {', '.join(names)}, or give a file")
+    return Dataset(name_of(text), path=text)

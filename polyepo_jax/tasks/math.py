@@ -34,7 +34,8 @@ class Math:
 
     Attributes:
       train: the set to train on.
-      tokenizer_dir: the directory of the model's tokenizer, see HFTokenizer.
+      tokenizer_dir: the directory of the model's tokenizer, see HFTokenizer; None for that of init.model_dir, or of
+        the run in init.run_dir.
       test: a set held out, or None.
       benchmarks: more sets held out; each is evaluated by itself.
       chat: prompts are turns of the chat template; False for a model without one.
@@ -45,7 +46,7 @@ class Math:
     """
 
     train: Any
-    tokenizer_dir: str
+    tokenizer_dir: str | None = None
     test: Any = None
     benchmarks: tuple[Any, ...] = ()
     chat: bool = True
@@ -82,7 +83,7 @@ class Math:
 
     @property
     def tokenizer(self) -> HFTokenizer:
-        return HFTokenizer(self.tokenizer_dir, self.chat)
+        return HFTokenizer(self.tokenizer_dir or "", self.chat)
 
     def problems(self, split: Split) -> Sequence[Problem]:
         """Those of a split. An id is the row in the set, whatever else is left out; for "test", from FIRST_TEST_ID on.

@@ -39,7 +39,7 @@ def admit(
     ids = [problem.id for problem in problems]
     if len(set(ids)) != len(ids) or any(not 0 <= i < 2**31 for i in ids):
         raise ValueError("problem ids must be distinct and between 0 and 2^31 - 1")
-    lengths = [len(_prompt_ids(problem, tokenizer)) for problem in problems]
+    lengths = prompt_lengths(problems, tokenizer)
     if 0 in lengths:
         raise ValueError(
             f"problem {problems[lengths.index(0)].id} has an empty prompt: the model needs a token to start"
@@ -73,6 +73,11 @@ def to_prompts(
         mask_PT[row, max_prompt_length - len(ids) :] = True
     ids_P = np.array([problem.id for problem in problems], np.int32)
     return Prompts(tokens_PT, mask_PT, ids_P)  # type: ignore[arg-type]  # NumPy until it is placed on devices
+
+
+def prompt_lengths(problems: Sequence[Problem], tokenizer: Tokenizer) -> list[int]:
+    """Tokens of each prompt."""
+    return [len(_prompt_ids(problem, tokenizer)) for problem in problems]
 
 
 def _prompt_ids(problem: Problem, tokenizer: Tokenizer) -> list[int]:

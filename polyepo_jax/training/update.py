@@ -48,14 +48,17 @@ class OptimizerConfig:
                 f"optimizer.warmup_steps ({self.warmup_steps}), or be 0 for a constant learning rate"
             )
 
+    def schedule(self, learning_rate: float) -> optax.Schedule:
+        """The learning rate after so many updates."""
+        if self.decay_steps:
+            return optax.warmup_cosine_decay_schedule(0.0, learning_rate, self.warmup_steps, self.decay_steps)
+        if self.warmup_steps:
+            return optax.linear_schedule(0.0, learning_rate, self.warmup_steps)
+        return optax.constant_schedule(learning_rate)
+
     def build(self, learning_rate: float) -> optax.GradientTransformation:
         """The optax transformation."""
-        if self.decay_steps:
-            schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, self.warmup_steps, self.decay_steps)
-        elif self.warmup_steps:
-            schedule = optax.linear_schedule(0.0, learning_rate, self.warmup_steps)
-        else:
-            schedule = optax.constant_schedule(learning_rate)
+        schedule = self.schedule(learning_rate)
         clip = optax.clip_by_global_norm(self.max_grad_norm) if self.max_grad_norm else optax.identity()
         adamw = optax.adamw(schedule, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
         return optax.chain(clip, adamw)
@@ -243,7 +246,7 @@ def pass_step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
     """
     new = dataclasses.replace(state, step=state.step + 1)
     zero, undefined = jnp.zeros(()), jnp.full((), jnp.nan)
-    stats = {"loss": zero, "grad_norm": zero, "clip_frac": undefined, "sampler_gap": undefined}
+    stats = {"loss": zero, "grad_norm": zero, "learning_rate": zero, "clip_frac": undefined, "sampler_gap": undefined}
     return new, stats | {"tokens": zero, "nonfinite": zero, "nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
 
 
@@ -262,14 +265,15 @@ def train_step(
       reference_params: the initial policy, where the loss has a KL term.
 
     Returns:
-      The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, means over the updates; `sampler_gap`,
+      The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, `learning_rate`, means over the updates;
+      `sampler_gap`,
       the mean |trainer logprob - sampler logprob| before the first update, nats (like `clip_frac` of the rows
       that were not skipped; NaN if all were); `tokens`, real ones of prompts and completions that all updates
       went through; `nonfinite`, updates skipped, and `nonfinite_in_a_row` of the new state.
     """
     num_rows = batch.tokens_BT.shape[0]
     num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)
-    optimizer = spec.optimizer.build(spec.learning_rate)
+    optimizer, schedule = spec.optimizer.build(spec.learning_rate), spec.optimizer.schedule(spec.learning_rate)
     mini_batches = _split_rows(batch, num_mini_batches)
 
     def update(state: TrainState, index: Array):
@@ -289,26 +293,32 @@ def train_step(
             opt_state=jax.tree.map(keep_unless_finite, opt_state, state.opt_state),
             nonfinite_in_a_row=jnp.where(finite, 0, state.nonfinite_in_a_row + 1),
         )
-        tokens, all_tokens = sums.pop("tokens"), sums.pop("all_tokens")
-        means = {name: total / jnp.maximum(tokens, 1) for name, total in sums.items()}
-        means["gap"] = jnp.where(tokens > 0, means["gap"], jnp.nan)
-        return new_state, {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            "nonfinite": ~finite,
-            "all_tokens": all_tokens,
-            **means,
-        }
+        num_updates = optax.tree.get(state.opt_state, "ScaleByScheduleState").count
+        stats = {"loss": loss, "grad_norm": grad_norm, "nonfinite": ~finite, "learning_rate": schedule(num_updates)}
+        return new_state, stats | _per_token(sums)
 
     indices = jnp.arange(spec.num_iterations * num_mini_batches)
     state, stats = jax.lax.scan(update, state, indices, unroll=indices.size == 1)
     state = dataclasses.replace(state, step=state.step + 1)
     chex.assert_shape(stats["loss"], indices.shape)
-    summary = {name: jnp.mean(stats[name]) for name in ("loss", "grad_norm", *({"kl"} & stats.keys()))}
+    # A copy of the last: the state itself is donated.
+    return state, _summary(stats) | {"nonfinite_in_a_row": state.nonfinite_in_a_row + 0}
+
+
+def _per_token(sums: dict[str, Array]) -> dict[str, Array]:
+    """Of an update's sums the means over the tokens that it trained, and `all_tokens` as it is."""
+    tokens, all_tokens = sums.pop("tokens"), sums.pop("all_tokens")
+    means = {name: total / jnp.maximum(tokens, 1) for name, total in sums.items()}
+    return means | {"gap": jnp.where(tokens > 0, means["gap"], jnp.nan), "all_tokens": all_tokens}
+
+
+def _summary(stats: dict[str, Array]) -> dict[str, Array]:
+    """Of the numbers of a step's updates, [updates] each, those of the step."""
+    means = {"loss", "grad_norm", "learning_rate", "kl"} & stats.keys()
+    summary = {name: jnp.mean(stats[name]) for name in sorted(means)}
     if "clipped" in stats:
         summary["clip_frac"] = jnp.mean(stats["clipped"])
     summary["sampler_gap"] = stats["gap"][0]
     summary["tokens"] = jnp.sum(stats["all_tokens"])
     summary["nonfinite"] = jnp.sum(stats["nonfinite"])
-    summary["nonfinite_in_a_row"] = state.nonfinite_in_a_row + 0  # a copy: the state itself is donated
-    return state, summary
+    return summary

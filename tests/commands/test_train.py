@@ -44,7 +44,8 @@ EVERY_STEP = {
     *("rewards/mean", "coverage", "clusters/distinct", "clusters/distinct_correct", "clusters/degenerate_frac"),
     *("advantages/nonzero_frac", "advantages/positive_frac_incorrect", "loss/policy", "loss/clip_frac"),
     *("loss/grad_norm", "logprobs/sampler_gap", "completions/mean_length", "completions/truncated_frac"),
-    *("judge/failure_frac", "time/step_s", "time/rollout_s", "time/grade_s", "time/update_s"),
+    *("optimizer/learning_rate", "judge/failure_frac", "time/step_s"),
+    *("time/rollout_s", "time/grade_s", "time/update_s"),
     *("time/rollout_update_frac", "throughput/rollout_tokens_per_s", "throughput/train_tokens_per_s"),
 }
 

@@ -8,7 +8,9 @@ import pytest
 
 from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, SFTConfig
 from polyepo_jax.config.files import from_json, load, override, to_json
+from polyepo_jax.config.specs import update_spec
 from polyepo_jax.errors import InputError
+from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.runs import run_directory
 from polyepo_jax.sets import GRPO, Diversity, GRPODiv, MeanReward, Polychromic, Product, SetAdvantage, Sum, Worst
 from polyepo_jax.sharding import MeshConfig
@@ -222,8 +224,8 @@ def test_wrong_json_is_one_line(change, message):
 
 def test_a_missing_key_is_named():
     value = to_json(rl_config())
-    del value["model"], value["max_steps"]
-    with pytest.raises(InputError, match="missing model, max_steps"):
+    del value["learning_rate"], value["max_steps"]
+    with pytest.raises(InputError, match="missing max_steps, learning_rate"):
         from_json(value, Config)
 
 
@@ -330,3 +332,26 @@ def test_two_processes_cannot_hold_one_directory(tmp_path):
 def test_default_directories():
     assert run_directory.default_directory(Path("configs/polynomial/grpo.py")) == Path("runs/polynomial/grpo")
     assert run_directory.default_directory(Path("some/run/config.json")) == Path("some/run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "skips"),
+    [
+        ({"micro_batch_size": 8}, True),
+        ({"micro_batch_size": 8, "skip_zero_advantage": False}, False),
+        ({"micro_batch_size": 8, "skip_zero_advantage": True}, True),
+        ({}, False),
+        ({"micro_batch_size": 16}, False),
+        ({"mini_batch_size": 2, "micro_batch_size": 8}, False),
+        ({"micro_batch_size": 8, "loss": PolicyLoss(beta=0.1)}, False),
+    ],
+)
+def test_rows_without_advantage_are_left_out_wherever_they_can_be(changes, skips):
+    config = rl_config(algorithm=dataclasses.replace(rl_config().algorithm, **changes))
+    assert update_spec(config).skip_zero_advantage is skips
+
+
+def test_a_run_from_before_that_was_the_default_goes_on_with_it(tmp_path):
+    before = dataclasses.replace(rl_config().algorithm, skip_zero_advantage=False)
+    old = to_json(rl_config(algorithm=before))
+    assert run_directory.compare(tmp_path, old, rl_config()) == ["algorithm.skip_zero_advantage: False -> None"]

@@ -9,9 +9,8 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from polyepo_jax.planning import hlo
 from polyepo_jax.planning.hardware import parse_topology, topology_mesh
-from polyepo_jax.planning.hlo import Collective, collectives, dot_flops, largest_buffers
+from polyepo_jax.planning.hlo import Collective, collectives, dot_flops, largest_buffers, products
 from polyepo_jax.sharding import MeshConfig, make_mesh
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -420,7 +419,7 @@ def test_flops_beside_a_spread_collective_count_once():
 @pytest.mark.parametrize("batch", [2, 6, 1000])
 def test_positions_of_a_batch_of_products(batch):
     """As a convolution its stride is one less than the dilation of its input: each output meets one element."""
-    assert hlo._valid_positions(batch, batch, batch, batch - 1, 0, batch, 1) == batch
+    assert products._valid_positions(batch, batch, batch, batch - 1, 0, batch, 1) == batch
 
 
 @pytest.mark.parametrize("padding", [-2, 0, 3])
@@ -431,7 +430,7 @@ def test_positions_against_enumeration(padding, stride, dilation, spread):
     left, kernel, out = 5, 4, 9
     met = [o * stride - padding + k * spread for k in range(kernel) for o in range(out)]
     expected = sum(m % dilation == 0 and 0 <= m // dilation < left for m in met)
-    assert hlo._valid_positions(left, kernel, out, stride, padding, dilation, spread) == expected
+    assert products._valid_positions(left, kernel, out, stride, padding, dilation, spread) == expected
 
 
 def tpu_text(topology, config, function, *shapes_and_axes):

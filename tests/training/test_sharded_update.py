@@ -27,8 +27,10 @@ TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 class SGD:
     """At learning rate 1 a parameter moves by its gradient: a comparison of parameters is one of gradients."""
 
+    schedule = staticmethod(optax.constant_schedule)
+
     def build(self, learning_rate):
-        return optax.sgd(learning_rate)
+        return optax.sgd(self.schedule(learning_rate))
 
 
 def case(dtype, skip_zero_advantage=False):

@@ -160,13 +160,17 @@ def test_mini_batches_and_iterations_are_successive_updates(params):
 
 def test_an_update_improves_the_objective(params):
     batch = make_batch(noise=0.0)
-    spec = dataclasses.replace(SPEC, loss=SupervisedLoss())
+    warm_up = dataclasses.replace(SPEC.optimizer, warmup_steps=4)
+    spec = dataclasses.replace(SPEC, loss=SupervisedLoss(), optimizer=warm_up, mini_batch_rows=4)
     state = init_state(spec, jax.tree.map(jnp.copy, params))
-    losses = []
+    losses, rates = [], []
     for _ in range(20):
         state, stats = train_step(spec, state, batch)
         losses.append(float(stats["loss"]))
+        rates.append(float(stats["learning_rate"]) / spec.learning_rate)
     assert losses[-1] < 0.8 * losses[0]
+    # Means over the two updates of a step.
+    assert rates == pytest.approx([0.125, 0.625] + [1.0] * 18)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -1,0 +1,59 @@
+"""A model is named once: what a config leaves to the directory that it starts from is read there."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from polyepo_jax.config.files import AnyConfig
+from polyepo_jax.errors import InputError
+from polyepo_jax.model import ModelConfig
+from polyepo_jax.pods import object_storage
+from polyepo_jax.runs import model_directory, run_directory
+
+
+def resolve(config: AnyConfig) -> AnyConfig:
+    """The config with the model's shape, and the directory of the task's tokenizer, where it leaves them open.
+
+    Both are those of init.model_dir, or of the run in init.run_dir; with neither, the shape is that of the directory
+    of the task's tokenizer. What the config states stays as it is.
+
+    Raises:
+      InputError: nothing says where they are, or what is there cannot be read.
+    """
+    try:
+        config = dataclasses.replace(config, task=_with_tokenizer(config))
+        if isinstance(config.model, ModelConfig):
+            return config
+        shape = dataclasses.replace(_shape(config), **dataclasses.asdict(config.model))
+        return dataclasses.replace(config, model=shape)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def _with_tokenizer(config: AnyConfig) -> Any:
+    """The task, with a tokenizer's directory where it can have one."""
+    if getattr(config.task, "tokenizer_dir", "") is not None:
+        return config.task
+    directory = config.init.model_dir
+    if config.init.run_dir is not None:
+        directory = getattr(_initial_run(config).task, "tokenizer_dir", None)
+    if directory is None:
+        raise InputError(
+            "task.tokenizer_dir is not set, and nothing else says whose tokenizer it is: set it, or init.model_dir"
+        )
+    return dataclasses.replace(config.task, tokenizer_dir=directory)
+
+
+def _shape(config: AnyConfig) -> ModelConfig:
+    if config.init.run_dir is not None:
+        return _initial_run(config).model
+    directory = config.init.model_dir or getattr(config.task.tokenizer, "directory", None)
+    if directory is None:
+        raise InputError(
+            "model has no shape: set it to a ModelConfig, or init.model_dir to a directory that has the model"
+        )
+    return model_directory.read_shape(Path(directory))
+
+
+def _initial_run(config: AnyConfig) -> Any:
+    return run_directory.read_config(object_storage.working_copy(Path(str(config.init.run_dir))))
