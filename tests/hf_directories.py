@@ -177,6 +177,6 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
-YARN = {"factor": 4.0, "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LAST = "model.layers.1.self_attn.q_proj.weight"  # of the second file
 NORM, EMBEDDING = "model.norm.weight", "model.embed_tokens.weight"  # of the second file, and of the first

@@ -15,16 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polyepo_jax.model.attention import (
-    attend,
-    kernel_of,
-    rotary_factors,
-    rotary_frequencies,
-    rotate,
-    self_attend,
-)
+from polyepo_jax.model.attention import attend, kernel_of, self_attend
 from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
+from polyepo_jax.model.rotary import rotary_factors, rotary_frequencies, rotary_scale, rotate
 from polyepo_jax.sharding import constrain
 from polyepo_jax.types import Array
 
@@ -221,7 +215,7 @@ def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions
     frequencies = rotary_frequencies(
         config.head_dim, config.rope_theta, config.rope_scaling, jnp.promote_types(config.dtype, jnp.float32)
     )
-    rotary = rotary_factors(positions_BT, frequencies)
+    rotary = rotary_factors(positions_BT, frequencies, rotary_scale(config.rope_scaling))
     outer_definition, layer_definition = _definitions(config)
     outer = nnx.merge(outer_definition, nnx.State({k: v for k, v in params.items() if k != "layers"}))
 

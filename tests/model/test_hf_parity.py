@@ -13,6 +13,8 @@ import pytest
 
 from polyepo_jax.model import Llama3RopeScaling, ModelConfig
 from polyepo_jax.model.hf import load_hf, read_config, save_hf
+from polyepo_jax.model.hf.config import config_json
+from polyepo_jax.model.rotary import rotary_frequencies, rotary_scale
 from polyepo_jax.sampling.generate import GenerationSpec, generate
 from polyepo_jax.sampling.methods import Sampling
 from polyepo_jax.types import Prompts
@@ -20,6 +22,7 @@ from tests.hf_directories import (
     ABSENT,
     FAMILIES,
     LLAMA3,
+    YARN,
     as_of_transformers_4,
     copy_of,
     edit_json,
@@ -154,6 +157,18 @@ TINY = {
 }
 
 
+LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}
+YARN_IN_FULL = YARN | {
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "beta_fast": 3.0,
+    "beta_slow": 0.5,
+    "mscale": 2.0,
+    "mscale_all_dim": 0.5,
+    "truncate": False,
+}
+
+
 def plain_rope(theta: float) -> dict:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
 
@@ -166,6 +181,11 @@ CASES = {
     "qwen2": ("qwen2", TINY | plain_rope(1e6) | {"num_key_value_heads": 1, "use_sliding_window": False}),
     "qwen2 tied": ("qwen2", TINY | {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "hidden_size": 40}),
     "llama": ("llama", TINY | {"head_dim": 12, "rope_parameters": LLAMA3}),
+    "qwen3 linear": ("qwen3", TINY | {"head_dim": 8, "rope_parameters": LINEAR}),
+    # As Qwen's cards have it, and all that can be said.
+    "qwen3 yarn": ("qwen3", TINY | {"head_dim": 32, "rope_parameters": YARN | {"rope_theta": 1e4}}),
+    "qwen2 yarn": ("qwen2", TINY | {"rope_parameters": YARN_IN_FULL}),
+    "llama yarn": ("llama", TINY | {"head_dim": 12, "rope_parameters": YARN | {"rope_theta": 50.0, "truncate": False}}),
     "llama tied": ("llama", TINY | {"tie_word_embeddings": True, "num_key_value_heads": 4} | plain_rope(5e5)),
 }
 
@@ -204,6 +224,45 @@ def test_a_checkpoint_without_the_prefix_is_the_same_model(transformers, tmp_pat
     assert np.abs(our_logits(config, params, tokens) - expected).max() < TOLERANCE
     save_hf(tmp_path / "again", config, params)
     assert np.array_equal(logits_of(read_model(tmp_path / "again"), tokens).numpy(), expected)
+
+
+SCALED = {
+    "qwen2.5": {"factor": 4.0, "original_max_position_embeddings": 32768},
+    "truncated to the same pairs": {"factor": 2.0, "original_max_position_embeddings": 7},
+    "all of them slowed down": {"factor": 2.0, "original_max_position_embeddings": 1, "truncate": False},
+    "betas": {"factor": 4.0, "original_max_position_embeddings": 4096, "beta_fast": 16.0, "beta_slow": 2.0},
+    "betas, not truncated": {"factor": 4.0, "original_max_position_embeddings": 99, "beta_fast": 4, "truncate": False},
+    "attention factor": {"factor": 4.0, "original_max_position_embeddings": 99, "attention_factor": 0.7, "mscale": 3.0},
+    "mscale alone": {"factor": 4.0, "original_max_position_embeddings": 99, "mscale": 3.0},
+    "both": {"factor": 40.0, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0.7},
+    "one of both is 0": {"factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 0},
+    "null": {"factor": 40.0, "original_max_position_embeddings": 4096, "beta_fast": None, "attention_factor": None},
+    "original length of the model": {"factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("case", SCALED)
+@pytest.mark.parametrize(("head_dim", "theta"), [(128, 1e6), (20, 10.0)])
+def test_yarn_turns_as_it_does_in_transformers(transformers, tmp_path, case, head_dim, theta):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = transformers.Qwen3Config(
+        **TINY | {"head_dim": head_dim, "rope_parameters": {"rope_type": "yarn", "rope_theta": theta} | SCALED[case]}
+    )
+    config.save_pretrained(tmp_path)
+    expected, scale = ROPE_INIT_FUNCTIONS["yarn"](config)
+    ours = read_config(tmp_path)
+    frequencies = rotary_frequencies(head_dim, ours.rope_theta, ours.rope_scaling)
+    np.testing.assert_allclose(frequencies, expected.numpy(), rtol=2e-6)
+    assert rotary_scale(ours.rope_scaling) == pytest.approx(scale, rel=1e-12)
+    # It is written as it was understood.
+    written = config_json(ours, "float32", {})
+    again = transformers.Qwen3Config(
+        **{name: written[name] for name in (*TINY, "head_dim", "rope_parameters") if name in written}
+    )
+    expected_again, scale_again = ROPE_INIT_FUNCTIONS["yarn"](again)
+    assert np.array_equal(expected_again, expected)
+    assert scale_again == scale
 
 
 @pytest.mark.parametrize("family", FAMILIES)

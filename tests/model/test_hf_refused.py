@@ -142,30 +142,60 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         config_with(rope_parameters={"rope_type": "default"}),
         r"config\.json: no rope_theta",
     ),
-    "yarn": (
-        config_with(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4} | YARN),
-        r"config\.json: rope type 'yarn'",
+    "dynamic": (
+        config_with(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        r"config\.json: rope type 'dynamic'",
     ),
-    "yarn by type": (
-        config_with(rope_parameters={"type": "yarn", "rope_theta": 1e4} | YARN),
-        r"config\.json: rope type 'yarn'",
+    "dynamic by type": (
+        config_with(rope_parameters={"type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        r"config\.json: rope type 'dynamic'",
     ),
-    "yarn in the old layout": (
-        config_with(rope_parameters=ABSENT, rope_theta=1e4, rope_scaling={"rope_type": "yarn"} | YARN),
-        r"config\.json: rope type 'yarn'",
+    "longrope in the old layout": (
+        config_with(rope_parameters=ABSENT, rope_theta=1e4, rope_scaling={"rope_type": "longrope", "factor": 2.0}),
+        r"config\.json: rope type 'longrope'",
     ),
-    "yarn in the old layout by type": (
-        config_with(rope_parameters=ABSENT, rope_theta=1e4, rope_scaling={"type": "yarn"} | YARN),
-        r"config\.json: rope type 'yarn'",
+    "longrope in the old layout by type": (
+        config_with(rope_parameters=ABSENT, rope_theta=1e4, rope_scaling={"type": "longrope", "factor": 2.0}),
+        r"config\.json: rope type 'longrope'",
+    ),
+    "yarn without a factor": (
+        config_with(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+        r"config\.json: rope type 'yarn' without factor",
+    ),
+    "yarn without the original length": (
+        config_with(
+            rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}, max_position_embeddings=ABSENT
+        ),
+        r"config\.json: rope type 'yarn' without original_max_position_embeddings",
+    ),
+    "yarn impossible": (
+        config_with(rope_parameters=YARN | {"rope_theta": 1e4, "beta_fast": 1, "beta_slow": 2}),
+        r"config\.json: rope scaling yarn needs factor >= 1 and 0 < beta_slow <= beta_fast",
+    ),
+    "yarn without a base": (
+        config_with(rope_parameters=YARN | {"rope_theta": 1.0}),
+        r"config\.json: model\.rope_theta must be above 1",
+    ),
+    "linear that speeds up": (
+        config_with(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 0.5}),
+        r"config\.json: rope scaling linear needs factor >= 1",
+    ),
+    "a switch of yarn that is a number": (
+        config_with(rope_parameters=YARN | {"rope_theta": 1e4, "truncate": 1}),
+        r"truncate must be true or false, got 1",
+    ),
+    "an mscale below 0": (
+        config_with(rope_parameters=YARN | {"rope_theta": 1e4, "mscale": -1.0}),
+        r"mscale must be a number, 0 or above, got -1\.0",
+    ),
+    "a rope type that is a list": (
+        config_with(rope_scaling={"type": ["yarn"]}),
+        r"type must be a text, got \['yarn'\]",
     ),
     # As Qwen's model cards say to extend the context: transformers lets this key have its way.
     "yarn added to the new layout": (
-        config_with(rope_scaling={"rope_type": "yarn"} | YARN),
+        config_with(rope_scaling=YARN),
         r"config\.json: .*rope_scaling",
-    ),
-    "linear": (
-        config_with(rope_theta=1e4, rope_parameters=ABSENT, rope_scaling={"type": "linear", "factor": 2.0}),
-        r"'linear'",
     ),
     "llama3 without a factor": (
         config_with(rope_parameters={key: x for key, x in LLAMA3.items() if key != "low_freq_factor"}),

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from polyepo_jax.model.config import Llama3RopeScaling, ModelConfig
+from polyepo_jax.model.config import ROPE_SCALINGS, ModelConfig, RopeScaling
 
 # model_type -> class, and the switches of ModelConfig that make the family.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -14,6 +15,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", {"qk_norm": False, "qkv_bias": True}),
     "llama": ("LlamaForCausalLM", {"qk_norm": False, "qkv_bias": False}),
 }
+
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -28,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _rope(path: Path, raw: dict[str, Any]) -> tuple[float, Llama3RopeScaling | None]:
+def _rope(path: Path, raw: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """Theta and scaling, from `rope_parameters` (new layout) or `rope_theta` and `rope_scaling` (old)."""
     new, old = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
     if not isinstance(new, dict) or not isinstance(old, dict):
@@ -50,17 +53,24 @@ def _rope(path: Path, raw: dict[str, Any]) -> tuple[float, Llama3RopeScaling | N
             raise ValueError(
                 f"{path}: partial_rotary_factor {part['partial_rotary_factor']} is not implemented, only 1"
             )
-    if kind == "default":
-        return float(theta), None
-    if kind != "llama3":
-        raise ValueError(f"{path}: rope type {kind!r} is not implemented; implemented are 'default' and 'llama3'")
-    names = [field.name for field in dataclasses.fields(Llama3RopeScaling)]
-    missing = [name for name in names if name not in values]
+    return float(theta), None if kind == "default" else _scaling(path, kind, raw, values)
+
+
+def _scaling(path: Path, kind: str, raw: dict[str, Any], values: dict[str, Any]) -> RopeScaling:
+    if kind not in ROPE_SCALINGS:
+        raise ValueError(
+            f"{path}: rope type {kind!r} is not implemented; implemented are default, {', '.join(ROPE_SCALINGS)}"
+        )
+    # Where transformers looks for the original length, in this order.
+    places = (raw.get(_ORIGINAL), values.get(_ORIGINAL), raw.get("max_position_embeddings"))
+    values = values | {_ORIGINAL: next((x for x in places if x is not None), None)}
+    fields = dataclasses.fields(ROPE_SCALINGS[kind])
+    missing = [f.name for f in fields if f.default is dataclasses.MISSING and values.get(f.name) is None]
     if missing:
-        raise ValueError(f"{path}: rope type 'llama3' without {', '.join(missing)}")
+        raise ValueError(f"{path}: rope type {kind!r} without {', '.join(missing)}")
     try:
-        return float(theta), Llama3RopeScaling(**{name: values[name] for name in names})
-    except (TypeError, ValueError) as error:
+        return ROPE_SCALINGS[kind](**{f.name: values[f.name] for f in fields if values.get(f.name) is not None})
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -83,10 +93,57 @@ def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
             raise ValueError(f"{path}: {key} in a {family} is not implemented")
 
 
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_switch(value: Any) -> bool:
+    return type(value) is bool
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _are_texts(value: Any) -> bool:
+    return type(value) is list and all(map(_is_text, value))
+
+
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_OPTIONAL_SIZES = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
-_ROPE_NUMBERS = ("rope_theta", "factor", "low_freq_factor", "high_freq_factor")
+# Keys, what they must be, and how that is said: of config.json, and of what it says about rotations.
+_Checks = tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...]
+_TYPES: _Checks = (
+    (
+        (*_SIZES, "num_key_value_heads", "head_dim", "max_position_embeddings"),
+        _is_size,
+        "at least 1, a whole number",
+    ),
+    (("rms_norm_eps", "rope_theta"), _is_positive, "a number above 0"),
+    ((_ORIGINAL,), _is_size, "a whole number, at least 1"),
+    (("sliding_window",), _is_whole, "a whole number"),
+    (("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"), _is_switch, "true or false"),
+    (("model_type", "hidden_act"), _is_text, "a text"),
+    (("layer_types",), _are_texts, "a list of texts"),
+)
+_ROPE_TYPES: _Checks = (
+    (
+        ("rope_theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor"),
+        _is_positive,
+        "a number above 0",
+    ),
+    (("mscale", "mscale_all_dim"), lambda value: value == 0 or _is_positive(value), "a number, 0 or above"),
+    ((_ORIGINAL,), _is_size, "a whole number, at least 1"),
+    (("truncate",), _is_switch, "true or false"),
+    (("rope_type", "type"), _is_text, "a text"),
+)
 
 
 def _check_types(path: Path, raw: dict[str, Any]) -> None:
@@ -94,40 +151,12 @@ def _check_types(path: Path, raw: dict[str, Any]) -> None:
 
     What is missing, or null, is another's to judge.
     """
-    parts = [raw, *(raw[name] for name in ("rope_parameters", "rope_scaling") if isinstance(raw.get(name), dict))]
-    checks: list[tuple[str, Any, bool, str]] = []
-    for name in (*_SIZES, *_OPTIONAL_SIZES):
-        checks.append((name, raw.get(name), _is_size(raw.get(name)), "at least 1, a whole number"))
-    checks.append(("rms_norm_eps", raw.get("rms_norm_eps"), _is_positive(raw.get("rms_norm_eps")), _POSITIVE))
-    for part in parts:
-        checks += [(name, part.get(name), _is_positive(part.get(name)), _POSITIVE) for name in _ROPE_NUMBERS]
-        positions = part.get("original_max_position_embeddings")
-        checks.append(
-            ("original_max_position_embeddings", positions, _is_size(positions), "a whole number, at least 1")
-        )
-    window = raw.get("sliding_window")  # 0 where it is off
-    checks.append(("sliding_window", window, type(window) is int and window >= 0, "a whole number"))
-    for name in _SWITCHES:
-        checks.append((name, raw.get(name), type(raw.get(name)) is bool, "true or false"))
-    for name in ("model_type", "hidden_act"):
-        checks.append((name, raw.get(name), isinstance(raw.get(name), str), "a text"))
-    layers = raw.get("layer_types")
-    are_texts = isinstance(layers, list) and all(isinstance(kind, str) for kind in layers)
-    checks.append(("layer_types", layers, are_texts, "a list of texts"))
-    for name, value, is_right, expected in checks:
-        if value is not None and not is_right:
-            raise ValueError(f"{path}: {name} must be {expected}, got {value!r}")
-
-
-_POSITIVE = "a number above 0"
-
-
-def _is_size(value: Any) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+    ropes = [raw[name] for name in ("rope_parameters", "rope_scaling") if isinstance(raw.get(name), dict)]
+    for part, checks in ((raw, _TYPES), *((rope, _ROPE_TYPES) for rope in ropes)):
+        for names, is_right, expected in checks:
+            for name in names:
+                if part.get(name) is not None and not is_right(part[name]):
+                    raise ValueError(f"{path}: {name} must be {expected}, got {part[name]!r}")
 
 
 def read_config(directory: str | Path) -> ModelConfig:
@@ -162,6 +191,15 @@ def read_config(directory: str | Path) -> ModelConfig:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _rope_json(scaling: RopeScaling | None) -> dict[str, Any]:
+    """Type and values, but for those that everybody supposes."""
+    if scaling is None:
+        return {"rope_type": "default"}
+    stated = {f.name: getattr(scaling, f.name) for f in dataclasses.fields(scaling)}
+    defaults = {f.name: f.default for f in dataclasses.fields(scaling)}
+    return {"rope_type": scaling.rope_type} | {k: v for k, v in stated.items() if v != defaults[k]}
+
+
 def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[str, Any]:
     """config.json of a model, in the old and the new layout; keys that only `base` has stay."""
     family = next(
@@ -170,9 +208,7 @@ def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[s
     )
     if family is None:
         raise ValueError("no Hugging Face family has both qk_norm and qkv_bias")
-    rope: dict[str, Any] = {"rope_type": "default"}
-    if config.rope_scaling is not None:
-        rope = {"rope_type": "llama3"} | dataclasses.asdict(config.rope_scaling)
+    rope = _rope_json(config.rope_scaling)
     ours = {
         "architectures": [FAMILIES[family][0]],
         "model_type": family,
@@ -195,4 +231,6 @@ def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[s
         "tie_word_embeddings",
         "max_position_embeddings",
     )
+    # At the top it would overrule the scaling's.
+    base = {name: value for name, value in base.items() if name != _ORIGINAL}
     return base | ours | {name: getattr(config, name) for name in same}
