@@ -116,7 +116,7 @@ class ModelNumerics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(ModelNumerics):
-    """A decoder of the architectures Qwen3 (`qk_norm`), Qwen2 (`qkv_bias`) or Llama (neither).
+    """A decoder of the architectures Qwen3 (`qk_norm`), Qwen2 (`qkv_bias`) or Llama and Mistral (neither).
 
     vocab_size: V, rows of the embedding.
     hidden_size: D. intermediate_size: F, of the SwiGLU. num_hidden_layers: L.
@@ -125,6 +125,7 @@ class ModelConfig(ModelNumerics):
     rms_norm_eps: added to the mean square.
     tie_word_embeddings: the embedding also computes the logits.
     qk_norm: RMSNorm of each query and key head before RoPE. qkv_bias: query, key and value projections add a bias.
+    o_bias: so does the attention's output projection.
     max_position_embeddings: positions the model was made for.
     """
 
@@ -141,6 +142,7 @@ class ModelConfig(ModelNumerics):
     tie_word_embeddings: bool = False
     qk_norm: bool = True
     qkv_bias: bool = False
+    o_bias: bool = False
     max_position_embeddings: int = 32768
 
     def __post_init__(self):

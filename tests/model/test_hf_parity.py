@@ -178,6 +178,11 @@ CASES = {
     "qwen3": ("qwen3", TINY | plain_rope(1e6) | {"head_dim": 12}),
     "qwen3 tied, scanned": ("qwen3", TINY | {"tie_word_embeddings": True, "head_dim": 16, "num_hidden_layers": 5}),
     "qwen3 scaled": ("qwen3", TINY | {"head_dim": 8, "rope_parameters": LLAMA3, "num_key_value_heads": 1}),
+    "qwen3 biased": ("qwen3", TINY | plain_rope(1e6) | {"head_dim": 12, "attention_bias": True}),
+    "llama biased": (
+        "llama",
+        TINY | plain_rope(1e4) | {"head_dim": 12, "attention_bias": True, "num_hidden_layers": 5},
+    ),
     "qwen2": ("qwen2", TINY | plain_rope(1e6) | {"num_key_value_heads": 1, "use_sliding_window": False}),
     "qwen2 tied": ("qwen2", TINY | {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "hidden_size": 40}),
     "llama": ("llama", TINY | {"head_dim": 12, "rope_parameters": LLAMA3}),
@@ -307,3 +312,4 @@ def test_transformers_reads_what_is_written(transformers, tmp_path, case, dtype)
         assert type(read) is type(original)
         assert read.dtype == getattr(torch, dtype)
         assert read.rope_parameters == original.rope_parameters
+        assert getattr(read, "attention_bias", None) == getattr(original, "attention_bias", None)

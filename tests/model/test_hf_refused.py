@@ -222,7 +222,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no family": (config_with(model_type=ABSENT), r"config\.json: model_type None"),
     "quantised": (config_with(quantization_config={"quant_method": "fp8"}), r"config\.json: quantised weights"),
     "gelu": (config_with(hidden_act="gelu"), r"config\.json: hidden_act 'gelu'"),
-    "biases": (config_with(attention_bias=True), r"config\.json: attention_bias in a qwen3"),
+    "biases missing": (config_with(attention_bias=True), r"lacks tensor model\.layers\.0\.self_attn\.q_proj\.bias"),
+    "biases that the family has not": (
+        config_with(model_type="qwen2", attention_bias=True),
+        r"config\.json: attention_bias in a qwen2",
+    ),
     "biases of the MLP": (config_with(model_type="llama", mlp_bias=True), r"config\.json: mlp_bias in a llama"),
     "no sizes": (
         config_with(hidden_size=ABSENT, num_attention_heads=ABSENT, rms_norm_eps=None),

@@ -198,10 +198,18 @@ def test_fills_an_empty_directory_and_makes_parents(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "a"}
 
 
-def test_refuses_a_model_of_no_family(tmp_path):
+@pytest.mark.parametrize(
+    ("switches", "found"),
+    [
+        ({"qk_norm": True, "qkv_bias": True}, "qk_norm and qkv_bias alone"),
+        ({"qk_norm": True, "o_bias": True}, "qk_norm and o_bias alone"),
+        ({"qk_norm": False, "o_bias": True}, "o_bias alone"),
+    ],
+)
+def test_refuses_a_model_of_no_family(tmp_path, switches, found):
     config, params, _ = golden("qwen3")
-    with pytest.raises(ValueError, match="qk_norm and qkv_bias"):
-        save_hf(tmp_path / "out", dataclasses.replace(config, qkv_bias=True), params)
+    with pytest.raises(ValueError, match=f"no Hugging Face family has {found}"):
+        save_hf(tmp_path / "out", dataclasses.replace(config, **switches), params)
     assert tree_of(tmp_path) == {}
 
 

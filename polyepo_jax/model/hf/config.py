@@ -9,13 +9,36 @@ from typing import Any
 
 from polyepo_jax.model.config import ROPE_SCALINGS, ModelConfig, RopeScaling
 
-# model_type -> class, and the switches of ModelConfig that make the family.
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3": ("Qwen3ForCausalLM", {"qk_norm": True, "qkv_bias": False}),
-    "qwen2": ("Qwen2ForCausalLM", {"qk_norm": False, "qkv_bias": True}),
-    "llama": ("LlamaForCausalLM", {"qk_norm": False, "qkv_bias": False}),
-}
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a model_type says of the architecture.
+
+    architecture: the class.
+    qk_norm, qkv_bias: as in ModelConfig.
+    has_bias_key: `attention_bias` in config.json gives the four projections of the attention a bias each.
+    """
+
+    architecture: str
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    has_bias_key: bool = False
+
+    def switches(self, attention_bias: bool) -> dict[str, Any]:
+        """Those of ModelConfig. attention_bias: as config.json has it."""
+        return {"qk_norm": self.qk_norm, "qkv_bias": self.qkv_bias or attention_bias, "o_bias": attention_bias}
+
+    def has(self, config: ModelConfig) -> bool:
+        """Whether the model is one of this family."""
+        switches = self.switches(attention_bias=self.has_bias_key and config.o_bias)
+        return all(getattr(config, name) == value for name, value in switches.items())
+
+
+FAMILIES = {
+    "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, has_bias_key=True),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),
+    "llama": Family("LlamaForCausalLM", has_bias_key=True),
+}
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -88,7 +111,7 @@ def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
     if raw.get("hidden_act", "silu") != "silu":
         raise ValueError(f"{path}: hidden_act {raw['hidden_act']!r} is not implemented, only 'silu'")
     # In qwen2 the biases belong to the family and no key names them.
-    for key in ("attention_bias", "mlp_bias"):
+    for key in ("mlp_bias",) if FAMILIES[family].has_bias_key else ("attention_bias", "mlp_bias"):
         if raw.get(key):
             raise ValueError(f"{path}: {key} in a {family} is not implemented")
 
@@ -185,7 +208,7 @@ def read_config(directory: str | Path) -> ModelConfig:
             rope_theta=theta,
             rope_scaling=scaling,
             tie_word_embeddings=bool(raw.get("tie_word_embeddings")),
-            **FAMILIES[raw["model_type"]][1],
+            **FAMILIES[raw["model_type"]].switches(bool(raw.get("attention_bias"))),
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -202,15 +225,13 @@ def _rope_json(scaling: RopeScaling | None) -> dict[str, Any]:
 
 def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[str, Any]:
     """config.json of a model, in the old and the new layout; keys that only `base` has stay."""
-    family = next(
-        (name for name, (_, switches) in FAMILIES.items() if switches.items() <= dataclasses.asdict(config).items()),
-        None,
-    )
+    family = next((name for name in FAMILIES if FAMILIES[name].has(config)), None)
     if family is None:
-        raise ValueError("no Hugging Face family has both qk_norm and qkv_bias")
+        found = " and ".join(name for name in ("qk_norm", "qkv_bias", "o_bias") if getattr(config, name))
+        raise ValueError(f"no Hugging Face family has {found} alone")
     rope = _rope_json(config.rope_scaling)
     ours = {
-        "architectures": [FAMILIES[family][0]],
+        "architectures": [FAMILIES[family].architecture],
         "model_type": family,
         "hidden_act": "silu",
         "dtype": dtype,
@@ -219,6 +240,8 @@ def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[s
         "rope_scaling": None if config.rope_scaling is None else rope,
         "rope_parameters": rope | {"rope_theta": config.rope_theta},
     }
+    if FAMILIES[family].has_bias_key or "attention_bias" in base:
+        ours["attention_bias"] = config.o_bias
     same = (
         "vocab_size",
         "hidden_size",

@@ -52,6 +52,7 @@ _LAYER = (
         Weight(f"self_attn.{x}_bias", f"layers.{{}}.self_attn.{x}_proj.bias", 0, lambda config: config.qkv_bias)
         for x in "qkv"
     ),
+    Weight("self_attn.o_bias", "layers.{}.self_attn.o_proj.bias", 0, lambda config: config.o_bias),
     *(
         Weight(
             f"self_attn.{x}_norm.scale",
