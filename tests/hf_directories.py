@@ -103,7 +103,10 @@ def as_of_transformers_4(directory: Path, kind: str = "rope_type") -> None:
     raw["rope_scaling"] = None if rope_type == "default" else {kind: rope_type} | rope
     raw["torch_dtype"] = raw.pop("dtype")
     raw.pop("layer_types", None)
-    if raw["model_type"] == "llama" and raw["head_dim"] == raw["hidden_size"] // raw["num_attention_heads"]:
+    if (
+        raw["model_type"] in ("llama", "mistral")
+        and raw["head_dim"] == raw["hidden_size"] // raw["num_attention_heads"]
+    ):
         del raw["head_dim"]
     raw["transformers_version"] = "4.46.0"
     (directory / "config.json").write_text(json.dumps(raw))

@@ -191,6 +191,8 @@ CASES = {
     "qwen3 yarn": ("qwen3", TINY | {"head_dim": 32, "rope_parameters": YARN | {"rope_theta": 1e4}}),
     "qwen2 yarn": ("qwen2", TINY | {"rope_parameters": YARN_IN_FULL}),
     "llama yarn": ("llama", TINY | {"head_dim": 12, "rope_parameters": YARN | {"rope_theta": 50.0, "truncate": False}}),
+    "mistral": ("mistral", TINY | plain_rope(1e6) | {"sliding_window": None, "head_dim": 12}),
+    "mistral, a window of all": ("mistral", TINY | {"sliding_window": 48, "max_position_embeddings": 48}),
     "llama tied": ("llama", TINY | {"tie_word_embeddings": True, "num_key_value_heads": 4} | plain_rope(5e5)),
 }
 
@@ -229,6 +231,18 @@ def test_a_checkpoint_without_the_prefix_is_the_same_model(transformers, tmp_pat
     assert np.abs(our_logits(config, params, tokens) - expected).max() < TOLERANCE
     save_hf(tmp_path / "again", config, params)
     assert np.array_equal(logits_of(read_model(tmp_path / "again"), tokens).numpy(), expected)
+
+
+def test_a_window_matters_as_soon_as_it_does_not_hold_all_positions(transformers, tmp_path):
+    """What the case above with a window of all would miss: one token less changes the last position."""
+    family, settings = CASES["mistral, a window of all"]
+    tokens = random_tokens((2, 48), TINY["vocab_size"], 1)
+    whole, cut = (logits_of(make_model(family, settings | {"sliding_window": w}), tokens).numpy() for w in (48, 47))
+    assert np.array_equal(whole[:, :47], cut[:, :47])
+    assert np.abs(whole[:, 47] - cut[:, 47]).max() > 100 * TOLERANCE
+    make_model(family, settings | {"sliding_window": 47}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a sliding window of 47 tokens"):
+        read_config(tmp_path)
 
 
 SCALED = {
@@ -309,7 +323,8 @@ def test_transformers_reads_what_is_written(transformers, tmp_path, case, dtype)
         assert torch.equal(logits_of(read_model(tmp_path / name, dtype), tokens), expected)
         read = transformers.AutoConfig.from_pretrained(tmp_path / name)
         original = transformers.AutoConfig.from_pretrained(tmp_path / "first")
-        assert type(read) is type(original)
+        # Nothing but a name tells a Mistral without a window from a Llama.
+        assert type(read) is type(original) or (family, name) == ("mistral", "alone")
         assert read.dtype == getattr(torch, dtype)
         assert read.rope_parameters == original.rope_parameters
-        assert getattr(read, "attention_bias", None) == getattr(original, "attention_bias", None)
+        assert getattr(read, "attention_bias", False) == getattr(original, "attention_bias", False)

@@ -1,5 +1,6 @@
 """Models in Hugging Face's format: all that is refused, and what is accepted all the same."""
 
+import dataclasses
 import json
 import pickle
 import re
@@ -12,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from polyepo_jax.model.hf import load_hf, save_hf
+from polyepo_jax.model.hf import load_hf, read_config, save_hf
 from tests.hf_directories import (
     ABSENT,
     EMBEDDING,
@@ -214,6 +215,14 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         config_with(use_sliding_window=True, sliding_window=16),
         r"config\.json: an active sliding window",
     ),
+    "sliding window of the default": (
+        config_with(use_sliding_window=True, sliding_window=ABSENT),
+        r"config\.json: an active sliding window",
+    ),
+    "biases of a mistral": (
+        config_with(model_type="mistral", sliding_window=None, attention_bias=True),
+        r"config\.json: attention_bias in a mistral",
+    ),
     "sliding layers": (
         config_with(layer_types=["full_attention", "sliding_attention"]),
         r"config\.json: layer types .*sliding_attention",
@@ -294,6 +303,38 @@ def test_refuses_an_active_window_of_qwen2(tmp_path):
     edit_json(directory / "config.json", use_sliding_window=True)
     with pytest.raises(ValueError, match=r"config\.json: an active sliding window"):
         load_hf(directory)
+
+
+@pytest.mark.parametrize(
+    ("window", "positions", "effective"),
+    [
+        (None, 128, False),
+        (128, 128, False),
+        (127, 128, True),
+        (0, 128, True),
+        (128, ABSENT, True),
+        (ABSENT, 4096, False),  # as transformers has it, where Mistral's first file says nothing
+        (ABSENT, 4097, True),
+    ],
+)
+def test_a_window_of_mistral(tmp_path, window, positions, effective):
+    directory = copy_of("llama", tmp_path / "model")
+    changes = {"sliding_window": window, "max_position_embeddings": positions}
+    edit_json(directory / "config.json", model_type="mistral", **changes)
+    if effective:
+        shown = 4096 if window is ABSENT else window
+        with pytest.raises(ValueError, match=rf"config\.json: a sliding window of {shown} tokens is not implemented"):
+            load_hf(directory)
+        return
+    config, params = load_hf(directory)
+    assert config == dataclasses.replace(golden("llama")[0], max_position_embeddings=positions)
+    # It stays a Mistral, and has no window even if it is lengthened.
+    longer = dataclasses.replace(config, max_position_embeddings=10**6)
+    save_hf(tmp_path / "out", longer, params, companions=directory)
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (raw["model_type"], raw["architectures"]) == ("mistral", ["MistralForCausalLM"])
+    assert raw["sliding_window"] is None
+    assert read_config(tmp_path / "out") == longer
 
 
 def test_refuses_float64_where_jax_would_round_it(tmp_path):

@@ -38,7 +38,10 @@ FAMILIES = {
     "qwen3": Family("Qwen3ForCausalLM", qk_norm=True, has_bias_key=True),
     "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),
     "llama": Family("LlamaForCausalLM", has_bias_key=True),
+    "mistral": Family("MistralForCausalLM"),
 }
+# What transformers supposes where config.json does not say `sliding_window`; null is none.
+_WINDOW = 4096
 _ORIGINAL = "original_max_position_embeddings"
 
 
@@ -97,14 +100,29 @@ def _scaling(path: Path, kind: str, raw: dict[str, Any], values: dict[str, Any])
         raise ValueError(f"{path}: {error}") from error
 
 
+def _refuse_a_window(path: Path, raw: dict[str, Any]) -> None:
+    """Raises ValueError where some token would not look at all before it."""
+    family, window = raw["model_type"], raw.get("sliding_window", _WINDOW)
+    if window is None:
+        return
+    if family in ("qwen2", "qwen3") and raw.get("use_sliding_window"):
+        raise ValueError(f"{path}: an active sliding window is not implemented (use_sliding_window is true)")
+    # W tokens are all tokens of a text that is no longer.
+    positions = raw.get("max_position_embeddings")
+    if family == "mistral" and (positions is None or window < positions):
+        raise ValueError(
+            f"{path}: a sliding window of {window} tokens is not implemented, where max_position_embeddings is "
+            f"{positions}: it must be null, or hold them all"
+        )
+
+
 def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"{path}: model_type {family!r} is not implemented; implemented are {', '.join(FAMILIES)}")
     if raw.get("quantization_config"):
         raise ValueError(f"{path}: quantised weights are not implemented: take the model's unquantised files")
-    if raw.get("use_sliding_window") and raw.get("sliding_window"):
-        raise ValueError(f"{path}: an active sliding window is not implemented (use_sliding_window is true)")
+    _refuse_a_window(path, raw)
     kinds = set(raw.get("layer_types") or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(f"{path}: layer types {', '.join(sorted(kinds))}: only full_attention is implemented")
@@ -225,7 +243,9 @@ def _rope_json(scaling: RopeScaling | None) -> dict[str, Any]:
 
 def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[str, Any]:
     """config.json of a model, in the old and the new layout; keys that only `base` has stay."""
-    family = next((name for name in FAMILIES if FAMILIES[name].has(config)), None)
+    # A llama and a mistral differ in the name alone: a model keeps its own.
+    names = [base.get("model_type"), *FAMILIES]
+    family = next((name for name in names if name in FAMILIES and FAMILIES[name].has(config)), None)
     if family is None:
         found = " and ".join(name for name in ("qk_norm", "qkv_bias", "o_bias") if getattr(config, name))
         raise ValueError(f"no Hugging Face family has {found} alone")
@@ -242,6 +262,8 @@ def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[s
     }
     if FAMILIES[family].has_bias_key or "attention_bias" in base:
         ours["attention_bias"] = config.o_bias
+    if family == "mistral":
+        ours["sliding_window"] = None
     same = (
         "vocab_size",
         "hidden_size",
