@@ -233,6 +233,17 @@ def test_a_checkpoint_without_the_prefix_is_the_same_model(transformers, tmp_pat
     assert np.array_equal(logits_of(read_model(tmp_path / "again"), tokens).numpy(), expected)
 
 
+@pytest.mark.parametrize("case", ["qwen3", "mistral"])
+def test_a_checkpoint_in_float16_is_the_same_model(transformers, tmp_path, case):
+    make_model(*CASES[case]).half().save_pretrained(tmp_path)
+    assert {x.dtype.name for x in values_of(tmp_path).values()} == {"float16"}
+    tokens = random_tokens((2, 48), TINY["vocab_size"], 1)
+    expected = logits_of(read_model(tmp_path, "float32"), tokens).numpy()
+    config, params = load_hf(tmp_path)
+    assert config.dtype == config.param_dtype == "float32"
+    assert np.abs(our_logits(config, params, tokens) - expected).max() < TOLERANCE
+
+
 def test_a_window_matters_as_soon_as_it_does_not_hold_all_positions(transformers, tmp_path):
     """What the case above with a window of all would miss: one token less changes the last position."""
     family, settings = CASES["mistral, a window of all"]

@@ -83,7 +83,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         retyped(ml_dtypes.bfloat16, LAST),
         rf"model holds (?=.*{LAST} bfloat16)(?=.* float32).*give the dtype",
     ),
-    "float16": (retyped(np.float16), r"model holds .*float16: give the dtype"),
+    "mixed dtypes of 16 bits": (
+        lambda directory: (retyped(np.float16)(directory), retyped(ml_dtypes.bfloat16, LAST)(directory)),
+        rf"model holds (?=.*{LAST} bfloat16)(?=.* float16).*give the dtype",
+    ),
     # Files.
     "no config": (file_with("config.json", lambda _: None), r"config\.json does not exist"),
     "config not JSON": (file_with("config.json", lambda x: x[:-10]), r"config\.json is not readable JSON"),
@@ -400,6 +403,25 @@ def test_mixed_dtypes_are_loaded_as_asked(tmp_path):
         save_hf(tmp_path / dtype, config, params)
         expected = {name: x.astype(dtype) for name, x in values_of(directory).items()}
         assert_same_bits(values_of(tmp_path / dtype), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_float16_becomes_float32(tmp_path, family):
+    """Which has all its numbers, as bfloat16 has not."""
+    directory = copy_of(family, tmp_path / "model")
+    retyped(np.float16)(directory)
+    edit_json(directory / "config.json", dtype="float16")
+    config, params = load_hf(directory)
+    assert config == golden(family)[0]
+    halved = jax.tree.map(lambda x: np.asarray(x).astype(np.float16), golden(family)[1])
+    assert_same_bits(params, jax.tree.map(lambda x: x.astype(np.float32), halved))
+    _, rough = load_hf(directory, dtype="bfloat16")
+    assert_same_bits(rough, jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), halved))
+    # What is written says what it is.
+    save_hf(tmp_path / "out", config, params, companions=directory)
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert raw["dtype"] == raw["torch_dtype"] == "float32"
+    assert_same_bits(load_hf(tmp_path / "out")[1], params)
 
 
 def test_an_output_layer_beside_a_tied_embedding(tmp_path):

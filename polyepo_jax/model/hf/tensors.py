@@ -156,11 +156,11 @@ def _set_layer(stack, x, layer):
 def load_hf(
     directory: str | Path, *, dtype: Dtype | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params]:
-    """A model of the families qwen3, qwen2 and llama, read tensor by tensor straight onto the devices.
+    """A model of the families qwen3, qwen2, llama and mistral, read tensor by tensor straight onto the devices.
 
     Args:
       directory: with config.json and model.safetensors, or several safetensors files and their index.
-      dtype: of the parameters; None keeps the files'.
+      dtype: of the parameters; None keeps the files', and makes float32 of float16.
       mesh: parameters are cut over it by `sharding.RULES`; None puts them on the default device.
 
     Returns:
@@ -181,10 +181,12 @@ def load_hf(
     _check(directory, entries, headers, abstract)
     dtypes = {header.dtype: name for name, header in headers.items()}
     if dtype is None:
-        if len(dtypes) > 1 or dtypes.keys() == {"float16"}:
+        if len(dtypes) > 1:
             found = ", ".join(f"{name} {kind}" for kind, name in dtypes.items())
             raise ValueError(f"{directory} holds {found}: give the dtype to load them as (float32 or bfloat16)")
-        dtype = cast(Dtype, next(iter(dtypes)))
+        only = next(iter(dtypes))
+        # Nothing computes in float16 here, and bfloat16 would round its numbers.
+        dtype = "float32" if only == "float16" else cast(Dtype, only)
     if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{directory} as float64 needs jax_enable_x64: switch it on, or give dtype='float32'")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
