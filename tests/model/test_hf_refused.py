@@ -233,6 +233,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "mixture of experts": (config_with(model_type="qwen3_moe", num_experts=8), r"config\.json: model_type 'qwen3_moe'"),
     "no family": (config_with(model_type=ABSENT), r"config\.json: model_type None"),
     "quantised": (config_with(quantization_config={"quant_method": "fp8"}), r"config\.json: quantised weights"),
+    "weights elsewhere": (
+        config_with(transformers_weights="adapter.safetensors"),
+        r"config\.json: transformers_weights names other weight files",
+    ),
     "gelu": (config_with(hidden_act="gelu"), r"config\.json: hidden_act 'gelu'"),
     "biases missing": (config_with(attention_bias=True), r"lacks tensor model\.layers\.0\.self_attn\.q_proj\.bias"),
     "biases that the family has not": (

@@ -137,6 +137,31 @@ def test_refuses_one_file_beside_an_index_of_others(tmp_path):
         load_hf(tmp_path / "out")
 
 
+def test_refuses_one_file_among_those_of_an_index(tmp_path):
+    """transformers takes that file alone, and makes up the tensors of the others."""
+    config, params, _ = golden("qwen3")
+    save_hf(tmp_path / "out", config, params, max_file_bytes=8_000)
+    path = tmp_path / "out" / INDEX
+    content = json.loads(path.read_text())
+    first = content["weight_map"]["model.embed_tokens.weight"]
+    (tmp_path / "out" / first).rename(tmp_path / "out" / WEIGHTS)
+    weight_map = {name: WEIGHTS if file == first else file for name, file in content["weight_map"].items()}
+    path.write_text(json.dumps(content | {"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=r"has both model\.safetensors and model\.safetensors\.index\.json"):
+        load_hf(tmp_path / "out")
+
+
+def test_an_index_of_one_file_alone(tmp_path):
+    config, params, _ = golden("qwen3")
+    save_hf(tmp_path / "out", config, params)
+    weight_map = dict.fromkeys(values_of(tmp_path / "out"), WEIGHTS)
+    (tmp_path / "out" / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    assert_same_bits(load_hf(tmp_path / "out")[1], params)
+    (tmp_path / "out" / INDEX).write_text(json.dumps({"weight_map": weight_map | {"further": WEIGHTS}}))
+    with pytest.raises(ValueError, match=r"puts tensor further in model\.safetensors, which does not hold it"):
+        load_hf(tmp_path / "out")
+
+
 def test_a_tensor_larger_than_a_file_has_one_of_its_own(tmp_path):
     config, params, _ = golden("qwen2")
     save_hf(tmp_path / "out", config, params, max_file_bytes=1)

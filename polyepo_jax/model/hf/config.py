@@ -122,6 +122,8 @@ def _refuse_what_is_not_implemented(path: Path, raw: dict[str, Any]) -> None:
         raise ValueError(f"{path}: model_type {family!r} is not implemented; implemented are {', '.join(FAMILIES)}")
     if raw.get("quantization_config"):
         raise ValueError(f"{path}: quantised weights are not implemented: take the model's unquantised files")
+    if raw.get("transformers_weights"):
+        raise ValueError(f"{path}: transformers_weights names other weight files than usual: not implemented")
     _refuse_a_window(path, raw)
     kinds = set(raw.get("layer_types") or ["full_attention"])
     if kinds != {"full_attention"}:

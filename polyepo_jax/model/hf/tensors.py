@@ -71,10 +71,11 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, str]]:
             if not isinstance(name, str):
                 raise ValueError(f"{directory / _INDEX} puts tensor {tensor} in {name!r}, which is no file's name")
         names = sorted(set(index.values()))
-        if (directory / _SINGLE).is_file() and _SINGLE not in names:
+        # transformers takes the one file, and does not miss the tensors of the others.
+        if (directory / _SINGLE).is_file() and names != [_SINGLE]:
             raise ValueError(
                 f"{directory} has both {_SINGLE} and {_INDEX}, which names other files, so that it is not clear which "
-                "weights are meant: remove the one that is not"
+                "weights are meant: remove the one that is not; if both are, rename the file, there and in the index"
             )
         for name in names:
             if Path(name).name != name:
