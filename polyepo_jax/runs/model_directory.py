@@ -163,11 +163,21 @@ def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[
             return load_hf(directory, dtype=dtype, mesh=mesh)
         except ValueError as error:
             raise InputError(str(error)) from error
-    config = read_shape(directory)
+    stored = config = read_shape(directory)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     params = _restore(directory, config, mesh)
-    check_finite(str(directory), params)
+    try:
+        check_finite(str(directory), params)
+    except InputError:
+        del params
+        if config.param_dtype != stored.param_dtype:
+            check_finite(str(directory), _restore(directory, stored, mesh))
+            raise InputError(
+                f"{directory} holds numbers too large for {config.param_dtype}: take another dtype, such as "
+                f"{stored.param_dtype}"
+            ) from None
+        raise
     return config, params
 
 

@@ -179,6 +179,21 @@ def test_refuses_an_import_and_a_checkpoint_that_are_not_finite(params):
         model_directory.check_finite("it", broken)
 
 
+def test_numbers_too_large_for_a_dtype_are_not_called_damage(imported, params, tmp_path):
+    config, _ = model_directory.read(imported)
+    scale = params["norm"]["scale"]
+    for name, value in (("huge", 3.4e38), ("broken", jnp.inf)):
+        model_directory.write(tmp_path / name, config, params | {"norm": {"scale": scale.at[1].set(value)}})
+    assert model_directory.read(tmp_path / "huge")[0] == config
+    with pytest.raises(
+        InputError, match=r"huge holds numbers too large for bfloat16: take another dtype, such as float32"
+    ):
+        model_directory.read(tmp_path / "huge", dtype="bfloat16")
+    for dtype in (None, "bfloat16"):
+        with pytest.raises(InputError, match=r"broken: expected finite weights, got NaN or infinity in \['norm'\]"):
+            model_directory.read(tmp_path / "broken", dtype=dtype)
+
+
 def test_export_of_a_run_whose_tokenizer_is_no_hugging_face_one(trained, capsys):
     convert.main(["hf-export", str(trained)])
     said = capsys.readouterr().out

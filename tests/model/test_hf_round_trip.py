@@ -128,6 +128,18 @@ def test_refuses_numbers_that_the_dtype_cannot_hold(tmp_path):
         load_hf(tmp_path / "out", dtype="bfloat16")
 
 
+@pytest.mark.parametrize("before", ["nothing", "an empty directory"])
+def test_refuses_to_write_numbers_that_the_dtype_cannot_hold(tmp_path, before):
+    config, params, _ = golden("qwen3")
+    huge = params | {"norm": {"scale": params["norm"]["scale"].at[0].set(3.4e38)}}
+    if before != "nothing":
+        (tmp_path / "out").mkdir()
+    held = tree_of(tmp_path)
+    with pytest.raises(ValueError, match=r"tensor model\.norm\.weight holds numbers too large for bfloat16"):
+        save_hf(tmp_path / "out", config, huge, dtype="bfloat16")
+    assert tree_of(tmp_path) == held
+
+
 def test_refuses_one_file_beside_an_index_of_others(tmp_path):
     """transformers takes the one file, others the shards: nobody can know which weights are meant."""
     config, params, _ = golden("qwen3")

@@ -194,15 +194,22 @@ def load_hf(
     return config, _load(config, entries, headers, abstract, jnp.dtype(dtype), mesh)
 
 
-def _finite(name: str, path: Path, tensor: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A tensor in `dtype`; raises ValueError where it holds NaN or infinity: such a model answers nothing."""
+def _converted(name: str, tensor: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+    """A tensor in `dtype`, and whether it is finite; raises ValueError where only the conversion makes it infinite."""
     with np.errstate(over="ignore"):
         converted = tensor.astype(dtype, copy=False)
-    if np.all(np.isfinite(converted)):
-        return converted
-    if np.all(np.isfinite(tensor)):
-        raise ValueError(f"tensor {name} of {path} holds numbers too large for {dtype}: load it in another dtype")
-    raise ValueError(f"tensor {name} of {path}: expected finite weights, got NaN or infinity: fetch the model again")
+    is_finite = bool(np.all(np.isfinite(converted)))
+    if not is_finite and np.all(np.isfinite(tensor)):
+        raise ValueError(f"tensor {name} holds numbers too large for {dtype}: take another dtype, such as float32")
+    return converted, is_finite
+
+
+def _read(file: Any, name: str, path: Path, dtype: np.dtype) -> np.ndarray:
+    """A tensor of a file, in `dtype`; raises ValueError where it is not finite: such a model answers nothing."""
+    tensor, is_finite = _converted(f"{name} of {path}", file.get_tensor(name), dtype)
+    if not is_finite:
+        raise ValueError(f"tensor {name} of {path}: expected finite weights, got NaN or infinity: fetch it again")
+    return tensor
 
 
 def _load(
@@ -228,7 +235,7 @@ def _load(
                 names = at(axes, entry.path)
                 if entry.layer is not None:
                     shape, names = shape[1:], names[1:]
-                host = _finite(entry.name, path, file.get_tensor(entry.name), dtype)
+                host = _read(file, entry.name, path, dtype)
                 host = entry.weight.to_ours(host, shape)
                 if mesh is None:
                     x = jnp.asarray(host)
@@ -286,7 +293,7 @@ def _write_weights(directory: Path, files: list[list[Entry]], params: Params, dt
         for entry in entries:
             leaf = at(params, entry.path)
             host = np.asarray(jax.device_get(leaf if entry.layer is None else leaf[entry.layer]))
-            tensors[entry.name] = entry.weight.to_theirs(host.astype(dtype))
+            tensors[entry.name] = entry.weight.to_theirs(_converted(entry.name, host, dtype)[0])
             index[entry.name] = name
             total += tensors[entry.name].nbytes
         # The format's key is what transformers looks for before it reads a file.
@@ -316,7 +323,8 @@ def save_hf(
       max_file_bytes: of a weight file, and so of the host's memory; a larger tensor has a file of its own.
 
     Raises:
-      ValueError: the directory holds something, the companions are not there, or Hugging Face has no such family.
+      ValueError: the directory holds something, the companions are not there, Hugging Face has no such family, or
+        numbers are too large for the dtype.
     """
     directory = Path(directory).absolute()
     if companions is not None and not Path(companions).is_dir():
@@ -334,7 +342,11 @@ def save_hf(
     unfinished = directory.with_name(f".{directory.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    _write_weights(unfinished, _into_files(config, params, target, max_file_bytes), params, target)
+    try:
+        _write_weights(unfinished, _into_files(config, params, target, max_file_bytes), params, target)
+    except ValueError:
+        shutil.rmtree(unfinished)
+        raise
     (unfinished / "config.json").write_text(json.dumps(written, indent=2) + "\n")
     if companions is not None:
         copy_companions(companions, unfinished)
