@@ -29,7 +29,7 @@ FAULTS = {
     "prose": "not_json",
     "missing_key": "wrong_keys",
     "duplicate_keys": "duplicate_keys",
-    "id_as_text": "bad_id",
+    "id_as_fraction": "bad_id",
     "id_out_of_range": "bad_id",
 }
 # Those that a client must not try again.
@@ -95,6 +95,7 @@ class JudgeServer:
         degenerate_id: int = 100,
         drip_interval_s: float = 0.05,
         retry_after: str = "0",
+        style: Callable[[str], str] = lambda reply: reply,
     ):
         """Args:
         rule: the strategy of a response as it is shown, None where it is degenerate; from several threads.
@@ -102,9 +103,10 @@ class JudgeServer:
         degenerate_id: of the rubric.
         drip_interval_s: between two bytes of the fault `drip`.
         retry_after: the header of the faults `rate_limit` and `server_error`.
+        style: what the model says for a right reply, given as the JSON that the rubric asks for.
         """
         self._rule, self._plan, self._degenerate_id = rule, plan, degenerate_id
-        self.drip_interval_s, self.retry_after = drip_interval_s, retry_after
+        self.drip_interval_s, self.retry_after, self._style = drip_interval_s, retry_after, style
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.injected: collections.Counter[Fault] = collections.Counter()
@@ -188,8 +190,8 @@ class JudgeServer:
             verdicts.append({"chain_of_thought": "by the rule", "cluster_id": cluster_id})
         if fault == "prose":
             return "All responses look alike to me."
-        if fault == "id_as_text":
-            verdicts[-1]["cluster_id"] = str(verdicts[-1]["cluster_id"])
+        if fault == "id_as_fraction":
+            verdicts[-1]["cluster_id"] = float(verdicts[-1]["cluster_id"])
         if fault == "id_out_of_range":
             verdicts[-1]["cluster_id"] = len(verdicts) + 1
         members = [f'"{number}": {json.dumps(verdict)}' for number, verdict in enumerate(verdicts, 1)]
@@ -197,7 +199,8 @@ class JudgeServer:
             members.pop()
         if fault == "duplicate_keys":
             members.append(members[0])
-        return "{" + ", ".join(members) + "}"
+        reply = "{" + ", ".join(members) + "}"
+        return self._style(reply) if fault is None else reply
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
