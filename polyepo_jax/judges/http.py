@@ -30,6 +30,7 @@ from polyepo_jax.judges.rubric import (
     reply_schema,
     shuffled,
 )
+from polyepo_jax.judges.template_kwargs import TemplateKwargs, check_template_kwargs
 from polyepo_jax.types import Problem
 
 # Kinds of attempts that failed, with what there is to do about them.
@@ -60,6 +61,8 @@ class HTTPJudge:
       structured_output: the server holds the reply to a JSON schema. "auto": unless it refuses to.
       cache: a file of the answers, which are not asked for twice. None for judge_cache.sqlite in the run directory, or
         memory where there is none.
+      chat_template_kwargs: for the server to tell the model's chat template, e.g. {"enable_thinking": False}; not sent
+        where empty.
     """
 
     model: str
@@ -72,6 +75,7 @@ class HTTPJudge:
     max_asks: int = 8
     structured_output: Literal["auto", "on", "off"] = "auto"
     cache: str | None = None
+    chat_template_kwargs: TemplateKwargs = dataclasses.field(default_factory=dict, hash=False)
 
     failures: ClassVar[tuple[str, ...]] = (*_ADVICE, *RENDER_FAILURES, "closed")
     counted: ClassVar[tuple[str, ...]] = (
@@ -91,12 +95,15 @@ class HTTPJudge:
         for name, minimum in (("max_tokens", 1), ("max_asks", 1), ("sampling_seed", 0), ("shuffle_seed", 0)):
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be at least {minimum}, got {getattr(self, name)}")
+        check_template_kwargs(self.chat_template_kwargs)
 
     def identity(self) -> dict[str, Any]:
         """All that an answer depends on, besides the problem and the responses."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in ("rubric", "transport", "max_asks", "cache"):
             del settings[name]
+        if not self.chat_template_kwargs:  # as before there were any: what was answered then still counts
+            del settings["chat_template_kwargs"]
         return settings | {"rubric": (self.rubric.template, self.rubric.degenerate_id, self.rubric.max_characters)}
 
     def check(self, num_responses: int) -> None:
@@ -260,6 +267,8 @@ class LiveHTTPJudge:
             "max_tokens": self._judge.max_tokens,
             "seed": self._judge.sampling_seed + call.num_refused,
         }
+        if self._judge.chat_template_kwargs:
+            request["chat_template_kwargs"] = self._judge.chat_template_kwargs
         if call.with_schema:
             schema = reply_schema(len(call.responses), self._judge.rubric.degenerate_id)
             json_schema = {"name": "clusters", "strict": True, "schema": schema}

@@ -20,9 +20,11 @@ from polyepo_jax.judges.rubric import (
     Rendered,
     Rubric,
     in_original_order,
+    is_unclosed_thought,
     parse_reply,
     shuffled,
 )
+from polyepo_jax.judges.template_kwargs import TemplateKwargs, check_template_kwargs, or_no_thought
 from polyepo_jax.model import ModelConfig, init, load_hf, logical_axes
 from polyepo_jax.model.hf import read_config
 from polyepo_jax.model.tokenizer import HFTokenizer
@@ -61,6 +63,7 @@ class MeshJudge:
         response, of those allowed, after one prefill: always valid, quick, and without a chain of thought.
       rubric: by what it clusters.
       chat: the prompt is a turn of its chat template; False for a model without one.
+      chat_template_kwargs: what that template is told beside the prompt, e.g. {"enable_thinking": False}.
       max_prompt_length: tokens of a prompt at most; the responses are shortened until they fit.
       max_completion_length: tokens of a reply at most, with "json".
       max_rows: prompts judged at a time; it bounds the key/value cache.
@@ -81,6 +84,7 @@ class MeshJudge:
     temperature: float = 0.0
     sampling_seed: int = 0
     shuffle_seed: int = 0
+    chat_template_kwargs: TemplateKwargs = dataclasses.field(default_factory=dict, hash=False)
 
     counted: ClassVar[tuple[str, ...]] = ("shortened",)
     failures: ClassVar[tuple[str, ...]] = (*RENDER_FAILURES, *REPLY_FAILURES, "cut_off", "no_labels")
@@ -90,10 +94,13 @@ class MeshJudge:
         for name in ("max_prompt_length", "max_completion_length", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_template_kwargs(self.chat_template_kwargs)
+        if self.chat_template_kwargs and not self.chat:
+            raise ValueError("chat_template_kwargs must be empty with chat = False, which leaves the chat template out")
 
     @property
     def tokenizer(self) -> HFTokenizer:
-        return HFTokenizer(self.model_dir, self.chat)
+        return HFTokenizer(self.model_dir, self.chat, self.chat_template_kwargs)
 
     def check(self, num_responses: int) -> None:
         """Raises ValueError unless the model, its tokenizer and the rubric are there and fit each other."""
@@ -251,16 +258,18 @@ class _JudgeOnMesh:
         return results
 
     def _read(self, question: _Question, text: str, truncated: bool) -> Clusters | GradeFailure:
+        counts = {"shortened": question.num_shortened}
+        if truncated:  # what looks like a reply was a draft, or was to be replaced
+            return GradeFailure(
+                "thought_only" if is_unclosed_thought(text) else "cut_off",
+                f"the judge's reply did not end within {self.settings.max_completion_length} tokens: raise "
+                f"max_completion_length{or_no_thought(self.settings.chat_template_kwargs)}",
+                counts,
+            )
         try:
             return _clusters(question, parse_reply(text, len(question.order), self.settings.rubric.degenerate_id))
         except GradeFailure as failure:
-            counts = {"shortened": question.num_shortened}
-            if not truncated:
-                return GradeFailure(failure.kind, str(failure), counts)
-            length = self.settings.max_completion_length
-            return GradeFailure(
-                "cut_off", f"the judge's reply did not end within max_completion_length = {length} tokens", counts
-            )
+            return GradeFailure(failure.kind, str(failure), counts)
 
 
 def _clusters(question: _Question, ids: Sequence[int]) -> Clusters:

@@ -132,7 +132,22 @@ def test_what_is_no_reply_is_a_failure_of_its_kind(tmp_path, random_judge, rubri
     (result,) = judged(settings, PROBLEMS[:1], GROUPS[:1])
     assert result.kind == "cut_off"
     (result,) = judged(settings, PROBLEMS[:1], [GROUPS[0][:3]])
-    assert isinstance(result, Clusters), "a reply that is complete counts, with or without its end token"
+    assert result.kind == "cut_off", "what would be a reply may be a draft"
+    assert "1 tokens: raise max_completion_length, or turn the model's thinking off" in str(result)
+
+
+def test_a_reply_that_is_cut_off_in_its_thought_is_told_from_others(tmp_path, rubric):
+    said = f"<think>Maybe {reply_of([1, 2, 1, 100])}"
+    settings = MeshJudge(str(write_constant_judge(tmp_path / "j", said)), reply="json", rubric=rubric)
+    (result,) = judged(dataclasses.replace(settings, max_completion_length=1), PROBLEMS[:1], GROUPS[:1])
+    assert result.kind == "thought_only"
+    assert "chat_template_kwargs = {'enable_thinking': False}" in str(result)
+    quiet = dataclasses.replace(settings, max_completion_length=1, chat_template_kwargs={"enable_thinking": False})
+    (result,) = judged(quiet, PROBLEMS[:1], GROUPS[:1])
+    assert result.kind == "thought_only"
+    assert str(result).endswith("1 tokens: raise max_completion_length")
+    (result,) = judged(dataclasses.replace(settings, max_completion_length=4), PROBLEMS[:1], GROUPS[:1])
+    assert isinstance(result, Clusters), "it ends with what it thinks"
 
 
 def test_long_responses_are_shortened_to_the_tokens_that_fit_and_counted(random_judge, rubric):
