@@ -37,7 +37,8 @@ REFUSALS = {400: "client_error", 401: "client_error", 403: "client_error", 404: 
 
 _RESPONSE = re.compile(r"<response-(\d+)-([0-9a-f]+)>\n(.*?)\n</response-\1-\2>", re.DOTALL)
 
-Fault = str | int | None  # a key of FAULTS, an HTTP status, or none
+# A key of FAULTS, an HTTP status, a status with the JSON of its body, the completion's only choice, or none.
+Fault = str | int | tuple[int, Any] | dict[str, Any] | None
 Plan = Callable[[int, dict[str, Any]], Fault]  # by the number of a request from 0, and its content
 
 
@@ -170,7 +171,7 @@ class JudgeServer:
             fault = self._plan(len(self.requests), request)
             self.requests.append(request)
             self.keys.append(key)
-            self.injected.update([] if fault is None else [fault])
+            self.injected.update([fault] if isinstance(fault, (str, int)) else [])
             self.arrived.set()
             self._at_once += 1
             self.max_at_once = max(self.max_at_once, self._at_once)
@@ -231,6 +232,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case int():
                 key = self.headers["Authorization"] or ""
                 self._send(fault, f"refused {key.removeprefix('Bearer ')}".encode(), Location="/v2")
+            case (status, content):
+                self._send(status, json.dumps(content).encode())
+            case dict():
+                self._send(200, json.dumps({"choices": [fault]}).encode())
             case "reset":  # a connection that is closed without lingering is reset
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
