@@ -42,6 +42,7 @@ from polyepo_jax.sharding import BATCH_AXES, Mesh, MeshConfig, check_divides, co
 from polyepo_jax.types import Array, Problem, Prompts
 
 _DEGENERATE_LABEL = "0"
+_SEPARATOR = "\n"  # of labels
 # Follows the rubric, which asks for JSON.
 _LABELS_INSTRUCTION = """
 
@@ -102,6 +103,23 @@ class MeshJudge:
     def tokenizer(self) -> HFTokenizer:
         return HFTokenizer(self.model_dir, self.chat, self.chat_template_kwargs)
 
+    def fitted(self, num_responses: int) -> "MeshJudge":
+        """The same with lengths for which its model has positions; a reply in JSON gets a quarter of them at most.
+
+        Raises:
+          ValueError: the model or its tokenizer is not there.
+        """
+        positions = read_config(Path(self.model_dir)).max_position_embeddings
+        judge = dataclasses.replace(self, max_completion_length=max(1, min(self.max_completion_length, positions // 4)))
+        room = max(1, positions - judge.reply_length(num_responses))
+        return dataclasses.replace(judge, max_prompt_length=min(self.max_prompt_length, room))
+
+    def reply_length(self, num_responses: int) -> int:
+        """Tokens of a reply at most."""
+        if self.reply == "json":
+            return self.max_completion_length
+        return num_responses * (1 + len(self.tokenizer.encode(_SEPARATOR)))
+
     def check(self, num_responses: int) -> None:
         """Raises ValueError unless the model, its tokenizer and the rubric are there and fit each other."""
         self.rubric.check(num_responses)
@@ -111,11 +129,13 @@ class MeshJudge:
                 f"{self.model_dir}: the tokenizer has ids up to {vocab_size - 1}, the model {config.vocab_size} "
                 "embeddings: get both from one model"
             )
-        length = self.max_prompt_length + (self.max_completion_length if self.reply == "json" else 0)
+        length, names = self.max_prompt_length, "max_prompt_length"
+        if self.reply == "json":
+            length, names = length + self.max_completion_length, "max_prompt_length and max_completion_length"
         if length > config.max_position_embeddings:
             raise ValueError(
-                f"{self.model_dir} was made for {config.max_position_embeddings} positions; max_prompt_length and "
-                f"max_completion_length need {length}: lower them"
+                f"{self.model_dir} was made for {config.max_position_embeddings} positions, and {length} may be needed"
+                f": lower {names}"
             )
         if self.reply == "ids":
             try:
@@ -183,7 +203,16 @@ class _JudgeOnMesh:
                 fitting = min(len(rendered.text), rubric.max_characters) * room / len(ids)
                 rubric = dataclasses.replace(rubric, max_characters=max(int(0.98 * fitting), 1))
         except GradeFailure as failure:
-            return failure
+            if rubric is settings.rubric:
+                return failure
+            # It was shortened to the tokens: they are what there is too little of, not characters.
+            full = room + settings.reply_length(len(responses)) >= self.model.max_position_embeddings
+            advice = "take a model of more positions, a shorter rubric or fewer responses"
+            return GradeFailure(
+                failure.kind,
+                f"the rubric and a problem of {len(problem.prompt)} characters leave too few of {room} tokens for "
+                f"{len(responses)} responses: {advice if full else 'raise max_prompt_length'}",
+            )
 
     def _encode(self, rendered: Rendered, num_responses: int) -> list[int]:
         if self.settings.reply == "json":
@@ -225,7 +254,7 @@ class _JudgeOnMesh:
             num_items=len(labels),
             label_ids=tuple(tokenizer.encode(label)[0] for label in labels),
             degenerate_id=tokenizer.encode(_DEGENERATE_LABEL)[0],
-            separator_ids=tuple(tokenizer.encode("\n")),
+            separator_ids=tuple(tokenizer.encode(_SEPARATOR)),
             sampling=Sampling(self.settings.temperature),
         )
         size = prompts_per_wave(len(questions), 1, self._max_rows, self._num_shards)

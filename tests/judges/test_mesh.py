@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,51 @@ def test_long_responses_are_shortened_to_the_tokens_that_fit_and_counted(random_
     assert result.counts["shortened"] == 2
     (result,) = judged(dataclasses.replace(settings, max_prompt_length=500), PROBLEMS[:1], [hostile])
     assert result.kind == "no_room"
+
+
+def with_positions(directory, count):
+    """The same model, as one that was made for so many positions."""
+    directory.mkdir()
+    config = dataclasses.replace(MODEL, max_position_embeddings=count)
+    save_hf(directory, config, init(config, jax.random.key(0)))
+    write_tokenizer(directory)
+    return str(directory)
+
+
+def test_lengths_follow_from_the_positions_of_a_model(tmp_path):
+    small, large = with_positions(tmp_path / "small", 8_192), with_positions(tmp_path / "large", 40_960)
+    with pytest.raises(ValueError, match=r"8192 positions, and 16384 may be needed: lower max_prompt_length$"):
+        MeshJudge(small).check(4)
+    with pytest.raises(ValueError, match=r"18432 may be needed: lower max_prompt_length and max_completion_length$"):
+        MeshJudge(small, reply="json").check(4)
+    for judge, lengths in [
+        (MeshJudge(small), (8_192 - 4 * 2, 2_048)),  # a label and the end of its line for each response
+        (MeshJudge(small, reply="json"), (8_192 - 2_048, 2_048)),
+        (MeshJudge(small, reply="json", max_completion_length=9_000), (8_192 - 2_048, 2_048)),
+        (MeshJudge(small, reply="json", max_prompt_length=100, max_completion_length=100), (100, 100)),
+        (MeshJudge(large), (16_384, 2_048)),
+        (MeshJudge(large, reply="json"), (16_384, 2_048)),
+    ]:
+        fitted = judge.fitted(4)
+        fitted.check(4)
+        assert (fitted.max_prompt_length, fitted.max_completion_length) == lengths
+        assert dataclasses.replace(fitted, max_prompt_length=1, max_completion_length=1) == dataclasses.replace(
+            judge, max_prompt_length=1, max_completion_length=1
+        )
+
+
+def test_no_room_says_what_would_make_some(tmp_path, rubric):
+    directory = with_positions(tmp_path / "judge", 600)
+    long = ["x" * 2_000, "y" * 2_000, "short", "1"]
+    for settings, advice in [
+        (MeshJudge(directory, rubric=rubric).fitted(4), "take a model of more positions"),
+        (MeshJudge(directory, rubric=rubric, max_prompt_length=400), "raise max_prompt_length$"),
+    ]:
+        (result,) = judged(settings, PROBLEMS[:1], [long])
+        assert result.kind == "no_room"
+        assert re.search(
+            rf"leave too few of {settings.max_prompt_length} tokens for 4 responses: {advice}", str(result)
+        )
 
 
 def test_labels_are_tokens_of_their_own(random_judge):
