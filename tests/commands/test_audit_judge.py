@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from polyepo_jax.audit_judge import agreement, describe, main
+from polyepo_jax.commands import saved_responses
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import adjusted_rand_index
 from polyepo_jax.model import init, save_hf
@@ -241,7 +242,7 @@ def on_the_mesh(audited, tmp_path):
 
 
 def test_a_judge_on_the_mesh_of_few_positions_is_audited_within_them(on_the_mesh):
-    audit, printed = on_the_mesh(8_192, [row(*("x" * 6_000 for _ in range(4)))])
+    audit, printed = on_the_mesh(2_048, [row(*("x" * 6_000 for _ in range(4)))])
     assert audit["across_orders"]["num_repeats"] == 2
     assert audit["counts"] == {"judge/shortened": 2 * 4}
     assert not printed.err
@@ -253,7 +254,8 @@ def test_a_judge_on_the_mesh_without_room_is_a_failure_in_words_of_the_command(o
     assert "max_" not in str(caught.value)
 
 
-def test_settings_that_the_command_does_not_have_are_said_to_be_of_a_config(audited):
+def test_settings_that_the_command_does_not_have_are_said_to_be_of_a_config(audited, monkeypatch):
+    monkeypatch.setattr(saved_responses, "_RETRY_FOR_S", 0.0)
     with JudgeServer(lambda response: 0, always("cut_off")) as server, pytest.raises(RunError) as caught:
         audited(None, [row(*boxes(1, 2))], "--judge-url", server.url, "--judge-model", "m")
     assert "raise max_tokens" in str(caught.value)
