@@ -1,20 +1,24 @@
 """JSON within a text that was written by a model: objects and arrays among prose, drafts and what was cut off.
 
-What is taken for JSON is what Python's `json` reads. The time is linear in the length of any text, however hostile.
+What is taken for JSON is what Python's `json` reads, and strings in which LaTeX was not escaped (`"\\sqrt{2}"` with one
+backslash): where they end is as clear. The time is linear in the length of any text, however hostile.
 """
 
+import json
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 _SPACE = re.compile(r"[ \t\n\r]*+")
 _PLAIN = r'[^"\\\x00-\x1f]*+'
-_STRING = rf'"{_PLAIN}(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{{4}}){_PLAIN})*+"'
+_STRING = rf'"{_PLAIN}(?:\\[^\x00-\x1f]{_PLAIN})*+"'
+_BACKSLASH = re.compile(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})?')
 _KEY = re.compile(rf"{_STRING}[ \t\n\r]*+:")
 _NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 _SCALAR = re.compile(rf"{_STRING}|{_NUMBER}|true|false|null|NaN|-?Infinity")
 _WORD = "[0-9.eE+-]*+|t(?:ru?)?|f(?:a(?:ls?)?)?|n(?:ul?)?|Na?|-?I[a-z]*+"
 # The rest of a text that ends within a string, a number or a word of JSON.
-_BEGINNING = re.compile(rf'(?:"{_PLAIN}(?:\\.{_PLAIN})*+\\?(?:"[ \t\n\r]*+)?|{_WORD})\Z')
+_BEGINNING = re.compile(rf'(?:"{_PLAIN}(?:\\[^\x00-\x1f]{_PLAIN})*+\\?(?:"[ \t\n\r]*+)?|{_WORD})\Z')
 _OPENING = re.compile(r"[\[{]")
 
 
@@ -46,6 +50,16 @@ def find(text: str) -> Found:
         at = ends[start]
         spans.append((start, at))
     return Found(spans, None)
+
+
+def decode(text: str, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    """The value of what was found, as `json.loads` has it; a backslash that begins no escape stands for itself.
+
+    Raises:
+      ValueError, RecursionError: numbers of more digits, or more levels, than Python reads.
+    """
+    escaped = _BACKSLASH.sub(lambda match: match[0] if match[1] else r"\\", text)
+    return json.loads(escaped, object_pairs_hook=object_pairs_hook)
 
 
 def _ends(text: str) -> dict[int, int]:

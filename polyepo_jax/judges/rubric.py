@@ -267,8 +267,8 @@ def _standing_alone(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[i
 
 def _decode(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:  # also of numbers with more digits than Python reads
+        return json_in_text.decode(text, _distinct)
+    except (ValueError, RecursionError) as error:
         raise GradeFailure("not_json", f"no JSON object but {text[:80]!r:.80} ({error})") from error
 
 

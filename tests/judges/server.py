@@ -22,6 +22,7 @@ FAULTS = {
     "invalid_utf8": "bad_body",
     "error_body": "error_body",
     "no_content": "error_body",
+    "thought": "thought_only",
     "too_large": "too_large",
     "rate_limit": "rate_limit",
     "server_error": "server_error",
@@ -252,6 +253,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(200, json.dumps({"error": {"message": "worker died"}, "choices": [choice]}).encode())
             case "no_content":
                 self._send(200, json.dumps({"choices": [{"message": {"content": None}}]}).encode())
+            case "thought":
+                thought = {"message": {"content": None, "reasoning_content": message["content"]}}
+                self._send(200, json.dumps({"choices": [thought]}).encode())
             case "too_large":
                 self._send(200, body + b" " * 10_000_000)
             case "rate_limit":

@@ -39,6 +39,7 @@ STYLES: dict[str, Callable[[str], str]] = {
     "unclosed thought that ends with it": lambda reply: f"<think>Maybe {draft_of(reply)}? No:\n```\n{reply}\n```\n",
     "tags in a string": lambda reply: reply.replace("by the rule", "says </think> and <think>"),
     "JSON in a string": lambda reply: reply.replace("by the rule", 'says {\\"1\\": 0, \\"2\\": 0} [1, 2'),
+    "LaTeX in a string": lambda reply: reply.replace("by the rule", r"by \(x^2 \equiv \sqrt{2}\), \underline{so}"),
     "flat": lambda reply: json.dumps(ids_of(reply)),
     "flat texts": lambda reply: json.dumps({key: str(id_) for key, id_ in ids_of(reply).items()}),
     "ids as texts": lambda reply: json.dumps({key: {"cluster_id": str(id_)} for key, id_ in ids_of(reply).items()}),

@@ -183,9 +183,10 @@ SOUP = st.text(st.sampled_from('{}[]",:\\ \n1e-.tanu'), max_size=25)
 
 
 def found_from(text, start):
-    """The plain way: what `json` reads from this bracket on."""
+    """The plain way: what `json` reads from this bracket on, were other escapes replaced by one that it knows."""
+    escaped = re.sub(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})|\\[^\x00-\x1f]', lambda m: m[0] if m[1] else r"\n", text[start:])
     try:
-        return json.JSONDecoder().raw_decode(text, start)[1]
+        return start + json.JSONDecoder().raw_decode(escaped)[1]
     except ValueError:
         return None
 
@@ -197,6 +198,17 @@ def test_what_is_complete_is_what_python_reads(text):
         if text[opening] in "[{":
             end = ends.get(opening)
             assert (end if end is not None and end <= len(text) else None) == found_from(text, opening)
+
+
+@given(text=st.text(st.sampled_from('\\"u0nx{'), max_size=12))
+def test_a_backslash_that_escapes_nothing_stands_for_itself(text):
+    """Whatever is found can be decoded, and what JSON has escapes for is read by them."""
+    [*spans] = json_in_text.find(f'["{text}"]').spans
+    for start, end in spans:
+        json_in_text.decode(f'["{text}"]'[start:end], dict)
+    valid = json.dumps([text])
+    assert json_in_text.decode(valid, dict) == [text]
+    assert json_in_text.decode(r'["\sqrt{2} \(x\) \u1 \\x \n"]', dict) == ["\\sqrt{2} \\(x\\) \\u1 \\x \n"]
 
 
 @given(value=JSON.filter(lambda value: isinstance(value, (dict, list)) and value), data=st.data())
