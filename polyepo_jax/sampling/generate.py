@@ -104,19 +104,11 @@ def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Roll
         hidden_B1D, cache = hidden_states(spec.model, params, last_B1, cache=cache, mask_BT=~done_B[:, None])
         return t + 1, draw(t, next_logits(hidden_B1D), *drawn), cache
 
-    _, (tokens_BT, logprobs_BT, mask_BT, done_B), _ = jax.lax.while_loop(
-        is_unfinished, decode, (jnp.ones((), jnp.int32), drawn, cache)
+    _, drawn, _ = jax.lax.while_loop(is_unfinished, decode, (jnp.ones((), jnp.int32), drawn, cache))
+    tokens_PNT, logprobs_PNT, mask_PNT, done_PN = (
+        x.reshape(num_prompts, spec.num_generations, *x.shape[1:]) for x in drawn
     )
-
-    def by_prompt(x):
-        return x.reshape(num_prompts, spec.num_generations, *x.shape[1:])
-
-    return Rollouts(
-        tokens_PNT=by_prompt(tokens_BT),
-        completion_mask_PNT=by_prompt(mask_BT),
-        sampler_logprobs_PNT=by_prompt(logprobs_BT),
-        truncated_PN=by_prompt(~done_B),
-    )
+    return Rollouts(tokens_PNT, mask_PNT, logprobs_PNT, ~done_PN)
 
 
 def _draw(
