@@ -17,7 +17,7 @@ import numpy as np
 
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, init
-from polyepo_jax.runs.checkpoint import Checkpoints
+from polyepo_jax.runs.checkpoints import Checkpoints
 from polyepo_jax.sharding import MeshConfig, make_mesh, shard_rows
 from polyepo_jax.training.update import OptimizerConfig, UpdateSpec, init_state, state_shardings, train_step
 from polyepo_jax.types import Batch

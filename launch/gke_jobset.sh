@@ -32,11 +32,9 @@
 #   GRACE_S=300                           seconds that a pod gets to save when it is told to end
 set -euo pipefail
 
-usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
-refuse() {
-  echo "error: $1 (launch/gke_jobset.sh --help says more)" >&2
-  exit 2
-}
+self=launch/gke_jobset.sh
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 dry_run=""
 while [ $# -gt 0 ]; do
@@ -77,16 +75,6 @@ done
 chips=$((${TPU_TOPOLOGY//x/ * }))
 [ "$chips" -eq $((NUM_HOSTS * CHIPS_PER_HOST)) ] ||
   refuse "TPU_TOPOLOGY $TPU_TOPOLOGY has $chips chips, and NUM_HOSTS x CHIPS_PER_HOST is $NUM_HOSTS x $CHIPS_PER_HOST"
-# The --run-dir among the words; the last one counts.
-run_dir_of() {
-  local word previous="" found=""
-  for word in "$@"; do
-    case $word in --run-dir=* | --run_dir=*) found=${word#*=} ;; esac
-    case $previous in --run-dir | --run_dir) found=$word ;; esac
-    previous=$word
-  done
-  printf '%s' "$found"
-}
 if [ "$task" = apply ]; then
   must_be IMAGE '[A-Za-z0-9][A-Za-z0-9./:@_-]*' "a container image"
   run_dir=$(run_dir_of "$@")

@@ -30,20 +30,9 @@
 #   2           bad input: nothing was run
 set -euo pipefail
 
-usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
-refuse() {
-  echo "error: $1 (launch/local_pod.sh --help says more)" >&2
-  exit 2
-}
-# The words, quoted for a shell, in one line.
-quoted() {
-  local word line="" quote="'\\''"
-  for word in "$@"; do
-    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then line+=" $word"; else line+=" '${word//\'/$quote}'"; fi
-  done
-  printf '%s\n' "${line# }"
-}
-whole_number() { [[ $1 =~ ^(0|[1-9][0-9]{0,5})$ ]]; } # 010 would be 8
+self=launch/local_pod.sh
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 dry_run=""
 while [ $# -gt 0 ]; do
@@ -66,8 +55,8 @@ python=${PYTHON:-$repository/.venv/bin/python}
 module=${MODULE:-polyepo_jax.train}
 grace_s=${GRACE_S:-120}
 restarts=${RESTARTS:-0}
-whole_number "$grace_s" || refuse "GRACE_S must be a whole number of seconds, such as 120, got '$grace_s'"
-whole_number "$restarts" || refuse "RESTARTS must be a whole number, such as 10, got '$restarts'"
+whole_number GRACE_S "$grace_s" 120
+whole_number RESTARTS "$restarts" 10
 [[ ${PORT:-1} =~ ^[1-9][0-9]{0,4}$ ]] || refuse "PORT must be a port; without it a free one is chosen; got '$PORT'"
 command -v "$python" >/dev/null || refuse "no Python at $python: run \`make install\`, or set PYTHON"
 

@@ -50,11 +50,9 @@
 # still costs money.
 set -euo pipefail
 
-usage() { sed -n '2,/^set -euo/{/^set -euo/d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; }
-refuse() {
-  echo "error: $1 (launch/tpu_vm.sh --help says more)" >&2
-  exit 2
-}
+self=launch/tpu_vm.sh
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 say() { echo "tpu_vm: $*" >&2; }
 
 # --- what is asked ---
@@ -92,10 +90,9 @@ max_restarts=${MAX_RESTARTS:-50}
 poll_s=${POLL_S:-60}
 ssh_failures=${SSH_FAILURES:-5}
 grace_s=${GRACE_S:-600}
-for variable in max_restarts ssh_failures grace_s; do
-  [[ ${!variable} =~ ^(0|[1-9][0-9]{0,8})$ ]] ||
-    refuse "$(tr '[:lower:]' '[:upper:]' <<<"$variable") must be a whole number, such as 50, got '${!variable}'"
-done
+whole_number MAX_RESTARTS "$max_restarts" 50
+whole_number SSH_FAILURES "$ssh_failures" 5
+whole_number GRACE_S "$grace_s" 600
 [[ $poll_s =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "POLL_S must be a number of seconds, such as 60, got '$poll_s'"
 case $capacity in
   spot) capacity_flags=(--spot) ;;
@@ -103,24 +100,9 @@ case $capacity in
   on-demand) capacity_flags=() ;;
   *) refuse "CAPACITY must be spot, on-demand or reserved, got $capacity" ;;
 esac
-if [ -n "${SECRETS_FILE:-}" ]; then
-  [ -f "$SECRETS_FILE" ] && [ -r "$SECRETS_FILE" ] ||
-    refuse "SECRETS_FILE must be a file that you can read, got $SECRETS_FILE"
-  # Not find: its ways to ask for any of several permissions differ between systems.
-  [[ $(ls -dlL "$SECRETS_FILE") == ????------* ]] || refuse "others may read $SECRETS_FILE: chmod 600 $SECRETS_FILE"
-fi
+check_secrets_file
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-# The --run-dir among the words; the last one counts.
-run_dir_of() {
-  local word previous="" found=""
-  for word in "$@"; do
-    case $word in --run-dir=* | --run_dir=*) found=${word#*=} ;; esac
-    case $previous in --run-dir | --run_dir) found=$word ;; esac
-    previous=$word
-  done
-  printf '%s' "$found"
-}
 case $task in
   run | all)
     run_dir=$(run_dir_of "$@")
@@ -140,14 +122,6 @@ esac
 
 where=("--project=$PROJECT" "--zone=$ZONE")
 
-# The words, quoted for a shell, in one line.
-quoted() {
-  local word line="" quote="'\\''"
-  for word in "$@"; do
-    if [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]]; then line+=" $word"; else line+=" '${word//\'/$quote}'"; fi
-  done
-  printf '%s\n' "${line# }"
-}
 # Runs a command, or prints it.
 call() {
   if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi

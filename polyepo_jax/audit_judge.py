@@ -55,6 +55,11 @@ Clustering = list[list[int] | None]
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     options = parse_command_line(Arguments, arguments, "python -m polyepo_jax.audit_judge")
+    with options.explained():
+        _audit(options)
+
+
+def _audit(options: Arguments) -> None:
     if options.orders < 2 or options.seeds < 1:
         raise InputError(f"--orders must be at least 2 and --seeds at least 1, got {options.orders}, {options.seeds}")
     check_output(options.out, options.responses)
@@ -80,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     if all(ids is None for clustering in by_order for ids in clustering):
         raise RunError(f"the judge clustered no problem: {failed}")
     if failed:
-        warn_on_stderr(failed)
+        warn_on_stderr(options.explain(failed))
     _print(str(options.responses), audit)
 
 

@@ -54,6 +54,11 @@ class Arguments(SavedOptions):
 def main(arguments: Sequence[str]) -> None:
     """The command."""
     options = parse_command_line(Arguments, arguments, "python -m polyepo_jax.grade")
+    with options.explained():
+        _grade(options)
+
+
+def _grade(options: Arguments) -> None:
     saved = options.read()
     advantage_of = _check(saved, options)
     groups = [(row.problem, row.responses) for row in saved.rows]
@@ -64,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
     if not any(np.any(grading.grades.valid_PN) for grading in gradings):
         raise RunError(f"none of the responses could be graded, as {options.out} says of each: {failed}")
     if failed:
-        warn_on_stderr(failed)
+        warn_on_stderr(options.explain(failed))
     # Who has the most votes is a question of answers, whatever the strategies are.
     by_answer = gradings
     if saved.judge.clusterer is not None:

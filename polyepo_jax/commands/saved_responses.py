@@ -1,10 +1,12 @@
 """Saved generations, and what grades them: shared by the commands `grade` and `audit_judge`."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,6 +25,12 @@ from polyepo_jax.sets import Advantage
 from polyepo_jax.tasks import Math, Problem, Task
 
 _AT_A_TIME = 64  # rows between two updates of the progress line
+# Settings of a judge that errors name, and the options that stand for some of them.
+_OPTIONS = {"transport.base_url": "--judge-url", "transport.api_key_env": "--judge-key-env"}
+_SETTING = re.compile(
+    r"\b(transport\.[a-z_]+|rubric\.(?:max_characters|degenerate_id)|judge\.(?:max_failure_frac|on_failure)"
+    r"|max_(?:prompt_length|completion_length|tokens)\b|chat_template_kwargs|structured_output|reply(?= = 'json'))"
+)
 _RETRY_FOR_S = 60.0  # somebody waits: that a server is down should be said soon, and what was answered is kept
 
 
@@ -66,8 +74,9 @@ class SavedOptions:
         Raises:
           InputError: a file, row or option that is not as described.
         """
-        rows, judge = read_rows(self.responses), self._judge()
+        rows = read_rows(self.responses)
         most = max(len(row.responses) for row in rows)
+        judge = self._judge(most)
         if judge is not None:
             check_judge(judge, most)
         if self.config is None:
@@ -79,7 +88,31 @@ class SavedOptions:
             check_judge(judge, most)
         return Saved(rows, config.task, judge, config.algorithm.advantage)
 
-    def _judge(self) -> JudgeConfig | None:
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Errors within say as of `explain` what they mean here."""
+        try:
+            yield
+        except (InputError, RunError) as error:
+            raise type(error)(self.explain(str(error))) from error
+
+    def explain(self, text: str) -> str:
+        """A text that may name settings of a judge, with what they are called where options took the judge's place."""
+        if self.judge_url is None and self.judge_dir is None:
+            return text
+        found = list(dict.fromkeys(_SETTING.findall(text)))
+        notes = [f"{name} is {_OPTIONS[name]}" for name in found if name in _OPTIONS]
+        others = [name for name in found if name not in _OPTIONS]
+        if others:
+            notes.append(f"{' and '.join(others)} can be set for the judge of a --config")
+        return f"{text} ({'; '.join(notes)})" if notes else text
+
+    def _judge(self, most: int) -> JudgeConfig | None:
+        """The judge that the options name, if they do.
+
+        Args:
+          most: responses of a problem.
+        """
         if (self.judge_url is None) != (self.judge_model is None):
             raise InputError("--judge-url and --judge-model belong together: the address, and the model's name there")
         if self.judge_url is not None and self.judge_dir is not None:
@@ -91,7 +124,8 @@ class SavedOptions:
         rubric = Rubric(path=self.rubric)
         try:
             if self.judge_url is None:
-                judge = JudgeConfig(MeshJudge(str(self.judge_dir), rubric=rubric, temperature=self.judge_temperature))
+                mesh_judge = MeshJudge(str(self.judge_dir), rubric=rubric, temperature=self.judge_temperature)
+                judge = JudgeConfig(mesh_judge.fitted(most))
             else:
                 transport = Transport(self.judge_url, self.judge_key_env, retry_for_s=_RETRY_FOR_S)
                 judge = JudgeConfig(HTTPJudge(str(self.judge_model), rubric, transport, self.judge_temperature))

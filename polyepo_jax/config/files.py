@@ -5,6 +5,8 @@ in the run directory, which is itself a valid config file. In JSON every datacla
 `module:Class` or, where a config file defines it, `/path/to/config.py:Class`: users register nothing.
 """
 
+import collections.abc
+import copy
 import dataclasses
 import difflib
 import functools
@@ -62,7 +64,10 @@ def to_json(value: Any, path: str = "") -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        return {"class": _reference(type(value))} | {k: to_json(v, _join(path, k)) for k, v in fields.items()}
+        hints = typing.get_type_hints(type(value)) if any(isinstance(v, dict) for v in fields.values()) else {}
+        dicts = {k: copy.deepcopy(v) for k, v in fields.items() if _is_dict(hints.get(k)) and _is_plain(v)}
+        others = {k: to_json(v, _join(path, k)) for k, v in fields.items() if k not in dicts}
+        return {"class": _reference(type(value))} | {k: dicts.get(k, others.get(k)) for k in fields}
     if isinstance(value, (list, tuple)):
         return [to_json(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, types.FunctionType):
@@ -76,6 +81,20 @@ def to_json(value: Any, path: str = "") -> Any:
     raise InputError(f"{path}: a config holds dataclasses, functions, numbers, texts and lists of them, not {value!r}")
 
 
+def _is_dict(hint: Any) -> bool:
+    """Whether a field is declared to hold a dictionary, which is then data and names no class."""
+    return (typing.get_origin(hint) or hint) in (dict, collections.abc.Mapping)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is JSON as it stands."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
 def from_json(value: Any, hint: Any, path: str = "") -> Any:
     """The inverse of `to_json`, checking every key and type on the way.
 
@@ -83,6 +102,8 @@ def from_json(value: Any, hint: Any, path: str = "") -> Any:
       InputError: names the key's path, what was expected and what came.
     """
     where = path or "the config"
+    if _is_dict(hint):
+        return _checked_leaf(value, hint, where)
     if isinstance(value, dict) and set(value) == {"function"}:
         return _resolve(value["function"], where)
     if isinstance(value, list):

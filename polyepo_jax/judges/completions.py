@@ -9,13 +9,15 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Any
 
 import httpx
 
 from polyepo_jax.errors import GradeFailure
+from polyepo_jax.judges.refusals import refused_parameters
+from polyepo_jax.judges.rubric import is_unclosed_thought
 
 # Kinds of attempts that failed, with what there is to do about them.
 ADVICE = {
@@ -28,6 +30,7 @@ ADVICE = {
     "error_body": "the server's log says why",
     "too_large": "lower max_tokens, or raise transport.max_reply_bytes",
     "cut_off": "raise max_tokens",
+    "thought_only": "raise max_tokens",
 }
 _EXCERPT = 200  # characters of what a server says that go into a message
 
@@ -109,12 +112,24 @@ class AttemptFailure(GradeFailure):
     Attributes:
       status: of the HTTP response, 0 where that is not what failed.
       retry_after_s: seconds to wait, where the server says so.
+      parameters: of the request, those that the server refuses by name.
+      at_limit: whether the reply ended at the limit of its tokens.
     """
 
-    def __init__(self, kind: str, message: str, status: int = 0, retry_after_s: float = 0.0):
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        status: int = 0,
+        retry_after_s: float = 0.0,
+        parameters: frozenset[str] = frozenset(),
+        at_limit: bool = False,
+    ):
         super().__init__(kind, message)
         self.status = status
         self.retry_after_s = retry_after_s
+        self.parameters = parameters
+        self.at_limit = at_limit
 
 
 class Completions:
@@ -147,12 +162,13 @@ class Completions:
           AttemptFailure: it did not.
         """
         async with self._slots:
-            return _content(await self._post(json.dumps(request).encode()))
+            optional = [name for name in request if name not in ("model", "messages")]
+            return _content(await self._post(json.dumps(request).encode(), optional))
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _post(self, request: bytes) -> bytes:
+    async def _post(self, request: bytes, names: Sequence[str]) -> bytes:
         transport = self._transport
         try:
             # The timeouts of httpx are between two bytes: a server that drips would never run into them.
@@ -168,7 +184,7 @@ class Completions:
         if self._key:
             body = body.replace(self._key.encode(), b"***")  # some servers repeat a key, and messages repeat the body
         if not response.is_success:
-            raise _refusal(response, body)
+            raise _refusal(response, body, names)
         if len(body) > transport.max_reply_bytes:
             raise AttemptFailure("too_large", f"a reply of more than {transport.max_reply_bytes} bytes")
         return body
@@ -185,13 +201,15 @@ async def _read(response: httpx.Response, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _refusal(response: httpx.Response, body: bytes) -> AttemptFailure:
+def _refusal(response: httpx.Response, body: bytes, names: Sequence[str]) -> AttemptFailure:
     status = response.status_code
     # 408, 409 and 425: the server says itself that the same request may pass the next time.
     may_pass = status >= 500 or status in (408, 409, 425)
     kind = "rate_limit" if status == 429 else "server_error" if may_pass else "client_error"
-    message = f"HTTP {status} {body.decode('utf-8', 'replace')!r:.{_EXCERPT}}"
-    return AttemptFailure(kind, message, status, _retry_after_s(response.headers.get("Retry-After", "")))
+    text = body.decode("utf-8", "replace")
+    parameters = refused_parameters(text, names) if status in (400, 422) else frozenset()
+    retry_after_s = _retry_after_s(response.headers.get("Retry-After", ""))
+    return AttemptFailure(kind, f"HTTP {status} {text!r:.{_EXCERPT}}", status, retry_after_s, parameters)
 
 
 def _content(body: bytes) -> str:
@@ -202,10 +220,17 @@ def _content(body: bytes) -> str:
     match completion:
         case {"error": error} if error:
             pass
-        case {"choices": [{"finish_reason": "length"}, *_]}:
-            raise AttemptFailure("cut_off", "the reply was cut off at max_tokens")
-        case {"choices": [{"message": {"content": str(content)}}, *_]}:
-            return content
+        case {"choices": [{"message": dict() as message, **choice}, *_]}:
+            at_limit = choice.get("finish_reason") == "length"
+            content, thought = message.get("content"), message.get("reasoning_content") or message.get("reasoning")
+            if (thought and not content) or (at_limit and isinstance(content, str) and is_unclosed_thought(content)):
+                ending = "until it was cut off" if at_limit else "and ended there"
+                excerpt = str(thought or content)[-_EXCERPT:]
+                raise AttemptFailure("thought_only", f"the model thought {ending}: {excerpt!r}", at_limit=at_limit)
+            if at_limit:
+                raise AttemptFailure("cut_off", "the reply was cut off", at_limit=True)
+            if isinstance(content, str):
+                return content
     raise AttemptFailure("error_body", f"no completion but {completion!r:.{_EXCERPT}}")
 
 

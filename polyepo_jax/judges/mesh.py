@@ -20,9 +20,11 @@ from polyepo_jax.judges.rubric import (
     Rendered,
     Rubric,
     in_original_order,
+    is_unclosed_thought,
     parse_reply,
     shuffled,
 )
+from polyepo_jax.judges.template_kwargs import TemplateKwargs, check_template_kwargs, or_no_thought
 from polyepo_jax.model import ModelConfig, init, load_hf, logical_axes
 from polyepo_jax.model.hf import read_config
 from polyepo_jax.model.tokenizer import HFTokenizer
@@ -40,6 +42,7 @@ from polyepo_jax.sharding import BATCH_AXES, Mesh, MeshConfig, check_divides, co
 from polyepo_jax.types import Array, Problem, Prompts
 
 _DEGENERATE_LABEL = "0"
+_SEPARATOR = "\n"  # of labels
 # Follows the rubric, which asks for JSON.
 _LABELS_INSTRUCTION = """
 
@@ -61,6 +64,7 @@ class MeshJudge:
         response, of those allowed, after one prefill: always valid, quick, and without a chain of thought.
       rubric: by what it clusters.
       chat: the prompt is a turn of its chat template; False for a model without one.
+      chat_template_kwargs: what that template is told beside the prompt, e.g. {"enable_thinking": False}.
       max_prompt_length: tokens of a prompt at most; the responses are shortened until they fit.
       max_completion_length: tokens of a reply at most, with "json".
       max_rows: prompts judged at a time; it bounds the key/value cache.
@@ -81,6 +85,7 @@ class MeshJudge:
     temperature: float = 0.0
     sampling_seed: int = 0
     shuffle_seed: int = 0
+    chat_template_kwargs: TemplateKwargs = dataclasses.field(default_factory=dict, hash=False)
 
     counted: ClassVar[tuple[str, ...]] = ("shortened",)
     failures: ClassVar[tuple[str, ...]] = (*RENDER_FAILURES, *REPLY_FAILURES, "cut_off", "no_labels")
@@ -90,10 +95,30 @@ class MeshJudge:
         for name in ("max_prompt_length", "max_completion_length", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_template_kwargs(self.chat_template_kwargs)
+        if self.chat_template_kwargs and not self.chat:
+            raise ValueError("chat_template_kwargs must be empty with chat = False, which leaves the chat template out")
 
     @property
     def tokenizer(self) -> HFTokenizer:
-        return HFTokenizer(self.model_dir, self.chat)
+        return HFTokenizer(self.model_dir, self.chat, self.chat_template_kwargs)
+
+    def fitted(self, num_responses: int) -> "MeshJudge":
+        """The same with lengths for which its model has positions; a reply in JSON gets a quarter of them at most.
+
+        Raises:
+          ValueError: the model or its tokenizer is not there.
+        """
+        positions = read_config(Path(self.model_dir)).max_position_embeddings
+        judge = dataclasses.replace(self, max_completion_length=max(1, min(self.max_completion_length, positions // 4)))
+        room = max(1, positions - judge.reply_length(num_responses))
+        return dataclasses.replace(judge, max_prompt_length=min(self.max_prompt_length, room))
+
+    def reply_length(self, num_responses: int) -> int:
+        """Tokens of a reply at most."""
+        if self.reply == "json":
+            return self.max_completion_length
+        return num_responses * (1 + len(self.tokenizer.encode(_SEPARATOR)))
 
     def check(self, num_responses: int) -> None:
         """Raises ValueError unless the model, its tokenizer and the rubric are there and fit each other."""
@@ -104,11 +129,13 @@ class MeshJudge:
                 f"{self.model_dir}: the tokenizer has ids up to {vocab_size - 1}, the model {config.vocab_size} "
                 "embeddings: get both from one model"
             )
-        length = self.max_prompt_length + (self.max_completion_length if self.reply == "json" else 0)
+        length, names = self.max_prompt_length, "max_prompt_length"
+        if self.reply == "json":
+            length, names = length + self.max_completion_length, "max_prompt_length and max_completion_length"
         if length > config.max_position_embeddings:
             raise ValueError(
-                f"{self.model_dir} was made for {config.max_position_embeddings} positions; max_prompt_length and "
-                f"max_completion_length need {length}: lower them"
+                f"{self.model_dir} was made for {config.max_position_embeddings} positions, and {length} may be needed"
+                f": lower {names}"
             )
         if self.reply == "ids":
             try:
@@ -176,7 +203,16 @@ class _JudgeOnMesh:
                 fitting = min(len(rendered.text), rubric.max_characters) * room / len(ids)
                 rubric = dataclasses.replace(rubric, max_characters=max(int(0.98 * fitting), 1))
         except GradeFailure as failure:
-            return failure
+            if rubric is settings.rubric:
+                return failure
+            # It was shortened to the tokens: they are what there is too little of, not characters.
+            full = room + settings.reply_length(len(responses)) >= self.model.max_position_embeddings
+            advice = "take a model of more positions, a shorter rubric or fewer responses"
+            return GradeFailure(
+                failure.kind,
+                f"the rubric and a problem of {len(problem.prompt)} characters leave too few of {room} tokens for "
+                f"{len(responses)} responses: {advice if full else 'raise max_prompt_length'}",
+            )
 
     def _encode(self, rendered: Rendered, num_responses: int) -> list[int]:
         if self.settings.reply == "json":
@@ -218,7 +254,7 @@ class _JudgeOnMesh:
             num_items=len(labels),
             label_ids=tuple(tokenizer.encode(label)[0] for label in labels),
             degenerate_id=tokenizer.encode(_DEGENERATE_LABEL)[0],
-            separator_ids=tuple(tokenizer.encode("\n")),
+            separator_ids=tuple(tokenizer.encode(_SEPARATOR)),
             sampling=Sampling(self.settings.temperature),
         )
         size = prompts_per_wave(len(questions), 1, self._max_rows, self._num_shards)
@@ -251,16 +287,18 @@ class _JudgeOnMesh:
         return results
 
     def _read(self, question: _Question, text: str, truncated: bool) -> Clusters | GradeFailure:
+        counts = {"shortened": question.num_shortened}
+        if truncated:  # what looks like a reply was a draft, or was to be replaced
+            return GradeFailure(
+                "thought_only" if is_unclosed_thought(text) else "cut_off",
+                f"the judge's reply did not end within {self.settings.max_completion_length} tokens: raise "
+                f"max_completion_length{or_no_thought(self.settings.chat_template_kwargs)}",
+                counts,
+            )
         try:
             return _clusters(question, parse_reply(text, len(question.order), self.settings.rubric.degenerate_id))
         except GradeFailure as failure:
-            counts = {"shortened": question.num_shortened}
-            if not truncated:
-                return GradeFailure(failure.kind, str(failure), counts)
-            length = self.settings.max_completion_length
-            return GradeFailure(
-                "cut_off", f"the judge's reply did not end within max_completion_length = {length} tokens", counts
-            )
+            return GradeFailure(failure.kind, str(failure), counts)
 
 
 def _clusters(question: _Question, ids: Sequence[int]) -> Clusters:

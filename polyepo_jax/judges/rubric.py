@@ -3,6 +3,7 @@
 Responses are hostile text: a policy that learns to please the judge may write delimiters, replies and instructions.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from polyepo_jax.errors import GradeFailure
+from polyepo_jax.judges import json_in_text
 from polyepo_jax.judges.rules import number_by_key
 from polyepo_jax.types import DEGENERATE
 
 # Kinds of GradeFailure that `parse_reply` and `Rubric.render` raise.
-REPLY_FAILURES = ("not_json", "duplicate_keys", "wrong_keys", "bad_id")
+REPLY_FAILURES = ("not_json", "duplicate_keys", "wrong_keys", "bad_id", "thought_only")
 RENDER_FAILURES = ("no_room",)
 
 _SHIPPED = Path(__file__).parent / "rubrics" / "strategy.txt"
@@ -28,7 +30,9 @@ _PLACEHOLDER = re.compile("<<([^<>\n]*)>>")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TOKEN_LENGTH = 16
 _MIN_LIMIT = 200  # characters of a response; with fewer there is nothing to judge by
-_OPENING = re.compile(r"\s*(?:```[A-Za-z]*\s*)?")
+_THOUGHT_TAG = re.compile("<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_ENDING = re.compile(r"[\s`]*")
+_DIGITS = re.compile("0|[1-9][0-9]{0,8}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,19 +200,87 @@ def in_original_order(ids: Sequence[int], order: Sequence[int]) -> tuple[int, ..
 def parse_reply(text: str, num_responses: int, degenerate_id: int) -> tuple[int, ...]:
     """Ids of the responses in the order in which they were shown, DEGENERATE for `degenerate_id`.
 
-    A reply is a JSON object of the keys "1" to "N", each once and each an object with an integer `cluster_id`, from 0
-    to N or `degenerate_id`. White space or the opening of a code fence may come before it, and any text after it.
+    A reply is a JSON object of the keys "1" to "N", each once and each an integer id or an object that holds one as
+    `cluster_id`; an id goes from 0 to N or is `degenerate_id`, and may be written as a text. The object may be the
+    value of the only key of another. In its place there may be an array of the N ids on a line of its own, or after a
+    colon: in mid-sentence [1, 2] speaks of responses.
+
+    A model may think before it answers, and say more than it was asked: of what comes after its thought, the last
+    complete object counts that is a reply, else the last such array if there is no object at all. In a thought that
+    was never closed only what ends the text can be an answer.
 
     Raises:
-      GradeFailure: the reply is anything else; its kind is one of REPLY_FAILURES.
+      GradeFailure: there is no reply, or the text ends within JSON; its kind is one of REPLY_FAILURES.
     """
+    answer, in_thought = _after_thought(text)
+    found = json_in_text.find(answer)
+    objects = [span for span in found.spans if answer[span[0]] == "{"]
+    candidates = objects or _standing_alone(answer, found.spans)
+    failure = GradeFailure("not_json", f"no JSON object but {answer[:80]!r:.80}")
+    if found.unfinished is not None:  # it may be what was to replace those before it
+        failure = GradeFailure("not_json", f"the reply ends within JSON: {answer[found.unfinished :][:80]!r:.80}")
+        candidates = []
+    if in_thought:
+        failure = GradeFailure("thought_only", f"the reply ends within a thought: {answer[-80:]!r:.80}")
+        candidates = [span for span in candidates if _ENDING.fullmatch(answer, span[1])]
+    for number, (start, end) in enumerate(reversed(candidates)):
+        try:
+            return _ids(_decode(answer[start:end]), num_responses, degenerate_id)
+        except GradeFailure as error:
+            failure = error if number == 0 and not in_thought else failure
+    raise failure
+
+
+def is_unclosed_thought(text: str) -> bool:
+    """Whether a reply ends within a thought that it opened."""
+    return _after_thought(text)[1]
+
+
+def _after_thought(text: str) -> tuple[str, bool]:
+    """What follows the last thought, and whether a further one is opened there; tags within JSON are none."""
+    tags = list(_THOUGHT_TAG.finditer(text))
+    if not tags:
+        return text, False
+    spans = json_in_text.find(text).spans
+    starts = [start for start, _ in spans]
+
+    def in_json(place: int) -> bool:
+        before = bisect.bisect_right(starts, place)
+        return before > 0 and place < spans[before - 1][1]
+
+    tags = [tag for tag in tags if not in_json(tag.start())]
+    end = max((tag.end() for tag in tags if tag[1]), default=0)
+    return text[end:], any(tag.start() >= end for tag in tags)
+
+
+def _standing_alone(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those with nothing else on their line, but for what ends in a colon before them, and code fences."""
+    alone = []
+    places = [(0, 0), *spans, (len(text), len(text))]
+    for (_, last_end), (start, end), (next_start, _) in zip(places, places[1:], places[2:], strict=False):
+        before, after = text[last_end:start].rstrip(" \t*`"), text[end:next_start].lstrip(" \t\r*`.")
+        begins = before.endswith(("\n", ":")) or (not before and last_end == 0)
+        if begins and (after.startswith("\n") or (not after and next_start == len(text))):
+            alone.append((start, end))
+    return alone
+
+
+def _decode(text: str) -> Any:
     try:
-        reply, _ = _DECODER.raw_decode(text, _OPENING.match(text).end())  # type: ignore[union-attr]
-    except (ValueError, RecursionError) as error:  # also of numbers with more digits than Python reads
-        raise GradeFailure("not_json", f"no JSON object but {text!r:.80} ({error})") from error
-    if not isinstance(reply, dict):
-        raise GradeFailure("not_json", f"no JSON object but {text!r:.80}")
+        return json_in_text.decode(text, _distinct)
+    except (ValueError, RecursionError) as error:
+        raise GradeFailure("not_json", f"no JSON object but {text[:80]!r:.80} ({error})") from error
+
+
+def _ids(reply: Any, num_responses: int, degenerate_id: int) -> tuple[int, ...]:
+    if isinstance(reply, list):
+        if len(reply) != num_responses:
+            raise GradeFailure("wrong_keys", f"expected {num_responses} ids, got {len(reply)}")
+        reply = {str(number): id_ for number, id_ in enumerate(reply, 1)}
     expected = [str(number) for number in range(1, num_responses + 1)]
+    if len(reply) == 1:
+        [(key, value)] = reply.items()
+        reply = value if isinstance(value, dict) and not key.strip().isdecimal() else reply
     if reply.keys() != set(expected):
         raise GradeFailure("wrong_keys", f"expected the keys 1 to {num_responses}, got {', '.join(reply)!r:.80}")
     return tuple(_cluster_id(key, reply[key], num_responses, degenerate_id) for key in expected)
@@ -221,11 +293,10 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
-
-
 def _cluster_id(key: str, value: Any, num_responses: int, degenerate_id: int) -> int:
-    cluster_id = value.get("cluster_id") if isinstance(value, dict) else None
+    cluster_id = value.get("cluster_id") if isinstance(value, dict) else value
+    if isinstance(cluster_id, str) and _DIGITS.fullmatch(cluster_id):
+        cluster_id = int(cluster_id)
     if type(cluster_id) is not int or not (0 <= cluster_id <= num_responses or cluster_id == degenerate_id):
         raise GradeFailure(
             "bad_id",

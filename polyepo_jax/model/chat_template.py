@@ -42,8 +42,10 @@ class ChatTemplate:
       before, after: what it puts around the text of a single user turn, the opening of the answer included.
     """
 
-    def __init__(self, directory: Path, settings: Mapping[str, Any]):
+    def __init__(self, directory: Path, settings: Mapping[str, Any], arguments: Mapping[str, Any] | None = None):
         """Finds the template beside, or in, the settings (of tokenizer_config.json).
+
+        arguments: further names that it knows, e.g. `enable_thinking`.
 
         Raises:
           ValueError: there is none, it does not compile, it fails, or it does not show a user's text exactly once.
@@ -60,7 +62,8 @@ class ChatTemplate:
         )
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: _TODAY.strftime(form)}
         environment.filters["tojson"] = _to_json
-        self._names = {name: text for name in TOKEN_NAMES if (text := token_text(settings, name)) is not None}
+        tokens = {name: text for name in TOKEN_NAMES if (text := token_text(settings, name)) is not None}
+        self._names = {"tools": None, "documents": None, **tokens, **(arguments or {})}
         try:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
@@ -80,9 +83,7 @@ class ChatTemplate:
           ValueError: the template refuses the messages, or fails.
         """
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=opens_answer, tools=None, documents=None, **self._names
-            )
+            return self._template.render({**self._names, "messages": messages, "add_generation_prompt": opens_answer})
         except Exception as error:  # the template is a program: it may fail in any way
             raise ValueError(
                 f"{self.path}: the chat template fails: {type(error).__name__}: {error}; mend it, or use bare "

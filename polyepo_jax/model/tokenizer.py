@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,14 +105,17 @@ class HFTokenizer:
       directory: holds tokenizer.json and, where the model has them, tokenizer_config.json, generation_config.json,
         config.json and a chat template (in tokenizer_config.json, chat_template.jinja or chat_template.json).
       chat: a prompt is one user turn of the chat template; False for the bare text.
+      chat_template_kwargs: what the template is told beside the turns, e.g. {"enable_thinking": False}; JSON.
     """
 
     directory: str
     chat: bool = True
+    chat_template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def _files(self) -> "_Files":
-        return _load(os.path.realpath(self.directory), self.chat)
+        arguments = json.dumps(self.chat_template_kwargs, sort_keys=True)
+        return _load(os.path.realpath(self.directory), self.chat, arguments)
 
     @property
     def vocab_size(self) -> int:
@@ -264,7 +268,7 @@ class _Files:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(directory: str, chat: bool) -> _Files:
+def _load(directory: str, chat: bool, arguments: str) -> _Files:
     path = Path(directory)
     settings, generation = read_json(path / "tokenizer_config.json"), read_json(path / "generation_config.json")
     named = {name: text for name in TOKEN_NAMES if (text := token_text(settings, name)) is not None}
@@ -272,7 +276,7 @@ def _load(directory: str, chat: bool) -> _Files:
     plain.encode_special_tokens = True
     known = frozenset(markup.get_vocab(with_added_tokens=True).values())
     special = frozenset(i for i, token in markup.get_added_tokens_decoder().items() if token.special)
-    template = ChatTemplate(path, settings) if chat else None
+    template = ChatTemplate(path, settings, json.loads(arguments)) if chat else None
 
     stops = _end_ids(generation, path / "generation_config.json", known)
     stops = stops or _end_ids(read_json(path / "config.json"), path / "config.json", known)

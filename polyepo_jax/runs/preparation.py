@@ -15,7 +15,7 @@ from polyepo_jax.judges import Rubric
 from polyepo_jax.model import logical_axes
 from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import model_directory, run_directory
-from polyepo_jax.runs.checkpoint import CheckpointError, Checkpoints
+from polyepo_jax.runs.checkpoints import CheckpointError, Checkpoints
 from polyepo_jax.sharding import Mesh, param_shardings
 from polyepo_jax.tasks import Problem, Split
 from polyepo_jax.training import data

@@ -12,7 +12,7 @@ from polyepo_jax.errors import InputError, warn_on_stderr
 from polyepo_jax.model import init
 from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import model_directory, run_directory
-from polyepo_jax.runs.checkpoint import CheckpointError, Checkpoints
+from polyepo_jax.runs.checkpoints import CheckpointError, Checkpoints
 from polyepo_jax.runs.preparation import Prepared, load_params
 from polyepo_jax.runs.writers import read_lines
 from polyepo_jax.training.update import TrainState, UpdateSpec, init_state

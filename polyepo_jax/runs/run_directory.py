@@ -16,7 +16,7 @@ from polyepo_jax.config import RunConfig
 from polyepo_jax.config.files import from_json, to_json
 from polyepo_jax.errors import InputError
 from polyepo_jax.pods import collectives, object_storage, processes
-from polyepo_jax.runs.checkpoint import write_durably
+from polyepo_jax.runs.checkpoints.files import write_durably
 
 # What may differ when a run is resumed: where and how it runs, and what the messages of a judge that failed ask to be
 # changed. Differences are logged.
@@ -31,7 +31,9 @@ RESUMABLE = (
     "algorithm.skip_zero_advantage",
     "judge.clusterer.transport",
     "judge.clusterer.cache",
+    "judge.clusterer.chat_template_kwargs",
     "judge.clusterer.max_asks",
+    "judge.clusterer.max_completion_length",
     "judge.clusterer.max_rows",
     "judge.clusterer.max_tokens",
     "judge.clusterer.structured_output",

@@ -6,7 +6,7 @@ from typing import Any
 
 from polyepo_jax.config import RunConfig
 from polyepo_jax.errors import RunError, warn_on_stderr
-from polyepo_jax.runs.checkpoint import Checkpoints, SaveError
+from polyepo_jax.runs.checkpoints import Checkpoints, SaveError
 from polyepo_jax.runs.journal import Journal
 from polyepo_jax.training.update import TrainState
 

@@ -20,7 +20,7 @@ from polyepo_jax.config.files import to_json
 from polyepo_jax.errors import InputError, Interrupted, RunError
 from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import run_directory
-from polyepo_jax.runs.checkpoint import Checkpoints, any_checkpoint
+from polyepo_jax.runs.checkpoints import Checkpoints, any_checkpoint
 from polyepo_jax.runs.evaluating import evaluate, is_due
 from polyepo_jax.runs.journal import Journal
 from polyepo_jax.runs.preparation import prepare

@@ -71,19 +71,6 @@ def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Roll
     if spec.gather_weights:
         params = gathered(params, logical_axes(spec.model), spec.model.dtype)
 
-    def draw(t, logits_BV, tokens_BT, logprobs_BT, mask_BT, done_B):
-        """Appends token t to every row that is not done."""
-        # Each device draws for its own rows, from all of their logits.
-        logits_BV = constrain(logits_BV, "batch_everywhere", None)
-        uniform_B = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B)
-        token_B, logprob_B = jax.vmap(sample_token)(jax.vmap(spec.sampling.transform)(logits_BV), uniform_B)
-        token_B = jnp.where(done_B, spec.pad_id, token_B)
-        tokens_BT = tokens_BT.at[:, t].set(token_B)
-        logprobs_BT = logprobs_BT.at[:, t].set(jnp.where(done_B, 0, logprob_B.astype(logprobs_BT.dtype)))
-        mask_BT = mask_BT.at[:, t].set(~done_B)
-        stopped_B = jnp.any(token_B[:, None] == jnp.asarray(spec.stop_ids, jnp.int32)[None, :], axis=1)
-        return tokens_BT, logprobs_BT, mask_BT, done_B | stopped_B
-
     def next_logits(hidden_BTD):
         return unembed(spec.model, params, hidden_BTD[:, -1])
 
@@ -96,6 +83,7 @@ def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Roll
     )
     logits_BV = jnp.repeat(next_logits(hidden_PTD), spec.num_generations, axis=0)
     logprob_dtype = jnp.promote_types(spec.model.dtype, jnp.float32)
+    draw = functools.partial(_draw, spec, keys_B)
     drawn = draw(
         0,
         logits_BV,
@@ -116,16 +104,31 @@ def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Roll
         hidden_B1D, cache = hidden_states(spec.model, params, last_B1, cache=cache, mask_BT=~done_B[:, None])
         return t + 1, draw(t, next_logits(hidden_B1D), *drawn), cache
 
-    _, (tokens_BT, logprobs_BT, mask_BT, done_B), _ = jax.lax.while_loop(
-        is_unfinished, decode, (jnp.ones((), jnp.int32), drawn, cache)
+    _, drawn, _ = jax.lax.while_loop(is_unfinished, decode, (jnp.ones((), jnp.int32), drawn, cache))
+    tokens_PNT, logprobs_PNT, mask_PNT, done_PN = (
+        x.reshape(num_prompts, spec.num_generations, *x.shape[1:]) for x in drawn
     )
+    return Rollouts(tokens_PNT, mask_PNT, logprobs_PNT, ~done_PN)
 
-    def by_prompt(x):
-        return x.reshape(num_prompts, spec.num_generations, *x.shape[1:])
 
-    return Rollouts(
-        tokens_PNT=by_prompt(tokens_BT),
-        completion_mask_PNT=by_prompt(mask_BT),
-        sampler_logprobs_PNT=by_prompt(logprobs_BT),
-        truncated_PN=by_prompt(~done_B),
-    )
+def _draw(
+    spec: GenerationSpec,
+    keys_B: Array,
+    t: Array | int,
+    logits_BV: Array,
+    tokens_BT: Array,
+    logprobs_BT: Array,
+    mask_BT: Array,
+    done_B: Array,
+) -> tuple[Array, Array, Array, Array]:
+    """Appends token t to every row that is not done."""
+    # Each device draws for its own rows, from all of their logits.
+    logits_BV = constrain(logits_BV, "batch_everywhere", None)
+    uniform_B = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B)
+    token_B, logprob_B = jax.vmap(sample_token)(jax.vmap(spec.sampling.transform)(logits_BV), uniform_B)
+    token_B = jnp.where(done_B, spec.pad_id, token_B)
+    tokens_BT = tokens_BT.at[:, t].set(token_B)
+    logprobs_BT = logprobs_BT.at[:, t].set(jnp.where(done_B, 0, logprob_B.astype(logprobs_BT.dtype)))
+    mask_BT = mask_BT.at[:, t].set(~done_B)
+    stopped_B = jnp.any(token_B[:, None] == jnp.asarray(spec.stop_ids, jnp.int32)[None, :], axis=1)
+    return tokens_BT, logprobs_BT, mask_BT, done_B | stopped_B

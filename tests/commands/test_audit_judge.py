@@ -1,14 +1,20 @@
 """The command `audit_judge`: what it says of judges whose faults are known."""
 
+import dataclasses
 import json
 import re
 
+import jax
 import pytest
 
 from polyepo_jax.audit_judge import agreement, describe, main
+from polyepo_jax.commands import saved_responses
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import adjusted_rand_index
+from polyepo_jax.model import init, save_hf
 from tests.judges.server import JudgeServer, always, shown_responses
+from tests.judges.test_mesh import MODEL
+from tests.tiny_hf import write_tokenizer
 
 CONFIG = """
 import dataclasses
@@ -217,6 +223,48 @@ def test_a_server_that_refuses_is_a_failure_in_one_line(audited, capsys):
         with pytest.raises(RunError, match=r"clustered no problem: .*HTTP 404"):
             audited(None, [row(*boxes(1, 2))], *arguments)
     assert not capsys.readouterr().out
+
+
+@pytest.fixture
+def on_the_mesh(audited, tmp_path):
+    """Audits a model that knows nothing, of so many positions, by a short rubric."""
+    (tmp_path / "rubric.txt").write_text(
+        "Sort:\n<<problem>>\n<<responses>>\n<<num_responses>>, else <<degenerate_id>>."
+    )
+
+    def run(positions, rows):
+        config = dataclasses.replace(MODEL, max_position_embeddings=positions)
+        save_hf(tmp_path / "judge", config, init(config, jax.random.key(0)))
+        write_tokenizer(tmp_path / "judge")
+        return audited(None, rows, "--judge-dir", "judge", "--rubric", "rubric.txt", "--orders", "2")
+
+    return run
+
+
+def test_a_judge_on_the_mesh_of_few_positions_is_audited_within_them(on_the_mesh):
+    audit, printed = on_the_mesh(2_048, [row(*("x" * 6_000 for _ in range(4)))])
+    assert audit["across_orders"]["num_repeats"] == 2
+    assert audit["counts"] == {"judge/shortened": 2 * 4}
+    assert not printed.err
+
+
+def test_a_judge_on_the_mesh_without_room_is_a_failure_in_words_of_the_command(on_the_mesh):
+    with pytest.raises(RunError, match="4 responses: take a model of more positions, a shorter rubric") as caught:
+        on_the_mesh(500, [row(*("x" * 6_000 for _ in range(4)))])
+    assert "max_" not in str(caught.value)
+
+
+def test_settings_that_the_command_does_not_have_are_said_to_be_of_a_config(audited, monkeypatch):
+    monkeypatch.setattr(saved_responses, "_RETRY_FOR_S", 0.0)
+    with JudgeServer(lambda response: 0, always("cut_off")) as server, pytest.raises(RunError) as caught:
+        audited(None, [row(*boxes(1, 2))], "--judge-url", server.url, "--judge-model", "m")
+    assert "raise max_tokens" in str(caught.value)
+    assert str(caught.value).endswith("(max_tokens and chat_template_kwargs can be set for the judge of a --config)")
+    with (
+        JudgeServer(lambda response: 0, always(404)) as server,
+        pytest.raises(RunError, match=r"transport\.base_url and model right\? \(transport\.base_url is --judge-url\)$"),
+    ):
+        audited(None, [row(*boxes(1, 2))], "--judge-url", server.url, "--judge-model", "m")
 
 
 @pytest.mark.parametrize(

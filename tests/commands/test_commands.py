@@ -31,7 +31,7 @@ CONFIG = """
 import os
 import pathlib
 import signal
-from polyepo_jax.runs.checkpoint import Checkpoints
+from polyepo_jax.runs.checkpoints import Checkpoints
 from polyepo_jax.runs.writers import JsonLines
 from tests.commands.test_train import SignalsItself
 from tests.tiny import rl_config

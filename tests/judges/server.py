@@ -22,6 +22,7 @@ FAULTS = {
     "invalid_utf8": "bad_body",
     "error_body": "error_body",
     "no_content": "error_body",
+    "thought": "thought_only",
     "too_large": "too_large",
     "rate_limit": "rate_limit",
     "server_error": "server_error",
@@ -29,7 +30,7 @@ FAULTS = {
     "prose": "not_json",
     "missing_key": "wrong_keys",
     "duplicate_keys": "duplicate_keys",
-    "id_as_text": "bad_id",
+    "id_as_fraction": "bad_id",
     "id_out_of_range": "bad_id",
 }
 # Those that a client must not try again.
@@ -37,7 +38,8 @@ REFUSALS = {400: "client_error", 401: "client_error", 403: "client_error", 404: 
 
 _RESPONSE = re.compile(r"<response-(\d+)-([0-9a-f]+)>\n(.*?)\n</response-\1-\2>", re.DOTALL)
 
-Fault = str | int | None  # a key of FAULTS, an HTTP status, or none
+# A key of FAULTS, an HTTP status, a status with the JSON of its body, the completion's only choice, or none.
+Fault = str | int | tuple[int, Any] | dict[str, Any] | None
 Plan = Callable[[int, dict[str, Any]], Fault]  # by the number of a request from 0, and its content
 
 
@@ -95,6 +97,7 @@ class JudgeServer:
         degenerate_id: int = 100,
         drip_interval_s: float = 0.05,
         retry_after: str = "0",
+        style: Callable[[str], str] = lambda reply: reply,
     ):
         """Args:
         rule: the strategy of a response as it is shown, None where it is degenerate; from several threads.
@@ -102,9 +105,10 @@ class JudgeServer:
         degenerate_id: of the rubric.
         drip_interval_s: between two bytes of the fault `drip`.
         retry_after: the header of the faults `rate_limit` and `server_error`.
+        style: what the model says for a right reply, given as the JSON that the rubric asks for.
         """
         self._rule, self._plan, self._degenerate_id = rule, plan, degenerate_id
-        self.drip_interval_s, self.retry_after = drip_interval_s, retry_after
+        self.drip_interval_s, self.retry_after, self._style = drip_interval_s, retry_after, style
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.injected: collections.Counter[Fault] = collections.Counter()
@@ -168,7 +172,7 @@ class JudgeServer:
             fault = self._plan(len(self.requests), request)
             self.requests.append(request)
             self.keys.append(key)
-            self.injected.update([] if fault is None else [fault])
+            self.injected.update([fault] if isinstance(fault, (str, int)) else [])
             self.arrived.set()
             self._at_once += 1
             self.max_at_once = max(self.max_at_once, self._at_once)
@@ -188,8 +192,8 @@ class JudgeServer:
             verdicts.append({"chain_of_thought": "by the rule", "cluster_id": cluster_id})
         if fault == "prose":
             return "All responses look alike to me."
-        if fault == "id_as_text":
-            verdicts[-1]["cluster_id"] = str(verdicts[-1]["cluster_id"])
+        if fault == "id_as_fraction":
+            verdicts[-1]["cluster_id"] = float(verdicts[-1]["cluster_id"])
         if fault == "id_out_of_range":
             verdicts[-1]["cluster_id"] = len(verdicts) + 1
         members = [f'"{number}": {json.dumps(verdict)}' for number, verdict in enumerate(verdicts, 1)]
@@ -197,7 +201,8 @@ class JudgeServer:
             members.pop()
         if fault == "duplicate_keys":
             members.append(members[0])
-        return "{" + ", ".join(members) + "}"
+        reply = "{" + ", ".join(members) + "}"
+        return self._style(reply) if fault is None else reply
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -228,6 +233,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             case int():
                 key = self.headers["Authorization"] or ""
                 self._send(fault, f"refused {key.removeprefix('Bearer ')}".encode(), Location="/v2")
+            case (status, content):
+                self._send(status, json.dumps(content).encode())
+            case dict():
+                self._send(200, json.dumps({"choices": [fault]}).encode())
             case "reset":  # a connection that is closed without lingering is reset
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.close_connection = True
@@ -244,6 +253,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(200, json.dumps({"error": {"message": "worker died"}, "choices": [choice]}).encode())
             case "no_content":
                 self._send(200, json.dumps({"choices": [{"message": {"content": None}}]}).encode())
+            case "thought":
+                thought = {"message": {"content": None, "reasoning_content": message["content"]}}
+                self._send(200, json.dumps({"choices": [thought]}).encode())
             case "too_large":
                 self._send(200, body + b" " * 10_000_000)
             case "rate_limit":

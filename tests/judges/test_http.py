@@ -251,6 +251,7 @@ def test_failures_are_not_kept(tmp_path):
         {"sampling_seed": 1},
         {"shuffle_seed": 1},
         {"structured_output": "on"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
     ],
 )
 def test_another_question_is_asked_anew(tmp_path, other):
@@ -384,6 +385,11 @@ def test_a_judge_that_cannot_work_is_refused(tmp_path, monkeypatch):
         lambda: HTTPJudge("m", max_tokens=0),
         lambda: HTTPJudge("m", max_asks=0),
         lambda: HTTPJudge("m", shuffle_seed=-1),
+        lambda: HTTPJudge("m", chat_template_kwargs=[("enable_thinking", False)]),
+        lambda: HTTPJudge("m", chat_template_kwargs={1: False}),
+        lambda: HTTPJudge("m", chat_template_kwargs={"a": (1, 2)}),
+        lambda: HTTPJudge("m", chat_template_kwargs={"a": float("nan")}),
+        lambda: HTTPJudge("m", chat_template_kwargs={"a": object()}),
         lambda: Transport(max_concurrency=0),
         lambda: Transport(attempt_deadline_s=0.0),
         lambda: Transport(retry_for_s=float("inf")),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -132,7 +133,22 @@ def test_what_is_no_reply_is_a_failure_of_its_kind(tmp_path, random_judge, rubri
     (result,) = judged(settings, PROBLEMS[:1], GROUPS[:1])
     assert result.kind == "cut_off"
     (result,) = judged(settings, PROBLEMS[:1], [GROUPS[0][:3]])
-    assert isinstance(result, Clusters), "a reply that is complete counts, with or without its end token"
+    assert result.kind == "cut_off", "what would be a reply may be a draft"
+    assert "1 tokens: raise max_completion_length, or turn the model's thinking off" in str(result)
+
+
+def test_a_reply_that_is_cut_off_in_its_thought_is_told_from_others(tmp_path, rubric):
+    said = f"<think>Maybe {reply_of([1, 2, 1, 100])}"
+    settings = MeshJudge(str(write_constant_judge(tmp_path / "j", said)), reply="json", rubric=rubric)
+    (result,) = judged(dataclasses.replace(settings, max_completion_length=1), PROBLEMS[:1], GROUPS[:1])
+    assert result.kind == "thought_only"
+    assert "chat_template_kwargs = {'enable_thinking': False}" in str(result)
+    quiet = dataclasses.replace(settings, max_completion_length=1, chat_template_kwargs={"enable_thinking": False})
+    (result,) = judged(quiet, PROBLEMS[:1], GROUPS[:1])
+    assert result.kind == "thought_only"
+    assert str(result).endswith("1 tokens: raise max_completion_length")
+    (result,) = judged(dataclasses.replace(settings, max_completion_length=4), PROBLEMS[:1], GROUPS[:1])
+    assert isinstance(result, Clusters), "it ends with what it thinks"
 
 
 def test_long_responses_are_shortened_to_the_tokens_that_fit_and_counted(random_judge, rubric):
@@ -142,6 +158,51 @@ def test_long_responses_are_shortened_to_the_tokens_that_fit_and_counted(random_
     assert result.counts["shortened"] == 2
     (result,) = judged(dataclasses.replace(settings, max_prompt_length=500), PROBLEMS[:1], [hostile])
     assert result.kind == "no_room"
+
+
+def with_positions(directory, count):
+    """The same model, as one that was made for so many positions."""
+    directory.mkdir()
+    config = dataclasses.replace(MODEL, max_position_embeddings=count)
+    save_hf(directory, config, init(config, jax.random.key(0)))
+    write_tokenizer(directory)
+    return str(directory)
+
+
+def test_lengths_follow_from_the_positions_of_a_model(tmp_path):
+    small, large = with_positions(tmp_path / "small", 8_192), with_positions(tmp_path / "large", 40_960)
+    with pytest.raises(ValueError, match=r"8192 positions, and 16384 may be needed: lower max_prompt_length$"):
+        MeshJudge(small).check(4)
+    with pytest.raises(ValueError, match=r"18432 may be needed: lower max_prompt_length and max_completion_length$"):
+        MeshJudge(small, reply="json").check(4)
+    for judge, lengths in [
+        (MeshJudge(small), (8_192 - 4 * 2, 2_048)),  # a label and the end of its line for each response
+        (MeshJudge(small, reply="json"), (8_192 - 2_048, 2_048)),
+        (MeshJudge(small, reply="json", max_completion_length=9_000), (8_192 - 2_048, 2_048)),
+        (MeshJudge(small, reply="json", max_prompt_length=100, max_completion_length=100), (100, 100)),
+        (MeshJudge(large), (16_384, 2_048)),
+        (MeshJudge(large, reply="json"), (16_384, 2_048)),
+    ]:
+        fitted = judge.fitted(4)
+        fitted.check(4)
+        assert (fitted.max_prompt_length, fitted.max_completion_length) == lengths
+        assert dataclasses.replace(fitted, max_prompt_length=1, max_completion_length=1) == dataclasses.replace(
+            judge, max_prompt_length=1, max_completion_length=1
+        )
+
+
+def test_no_room_says_what_would_make_some(tmp_path, rubric):
+    directory = with_positions(tmp_path / "judge", 600)
+    long = ["x" * 2_000, "y" * 2_000, "short", "1"]
+    for settings, advice in [
+        (MeshJudge(directory, rubric=rubric).fitted(4), "take a model of more positions"),
+        (MeshJudge(directory, rubric=rubric, max_prompt_length=400), "raise max_prompt_length$"),
+    ]:
+        (result,) = judged(settings, PROBLEMS[:1], [long])
+        assert result.kind == "no_room"
+        assert re.search(
+            rf"leave too few of {settings.max_prompt_length} tokens for 4 responses: {advice}", str(result)
+        )
 
 
 def test_labels_are_tokens_of_their_own(random_judge):

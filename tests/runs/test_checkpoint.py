@@ -13,7 +13,15 @@ import pytest
 
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
-from polyepo_jax.runs.checkpoint import CheckpointError, Checkpoints, RestoreError, SaveError, any_checkpoint
+from polyepo_jax.runs.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    RestoreError,
+    SaveError,
+    any_checkpoint,
+    orbax_threads,
+)
+from polyepo_jax.runs.checkpoints.manifests import Manifests
 from polyepo_jax.sharding import MeshConfig, make_mesh
 from polyepo_jax.training.update import OptimizerConfig, UpdateSpec, init_state, state_shardings
 from tests.tiny import MODEL
@@ -102,15 +110,40 @@ def written(directory, *steps):
             checkpoints.save(state_at(step), META)
 
 
-def test_a_save_that_fails_behind_the_scenes_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch):
-    real = Checkpoints._write_manifest
+def test_orbax_has_the_private_names_by_which_a_failed_save_ends_at_once(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        manager = getattr(checkpoints._checkpointer, "_async_manager", None)
+        lacking = [name for name in ("_thread", "_commit_futures") if not hasattr(manager, name)]
+        assert not lacking, f"orbax {ocp.__version__} has no {lacking}: see runs/checkpoints/orbax_threads.py"
+        checkpoints.save(state_at(1), META)
+        commits = manager._commit_futures
+        assert commits
+        assert all(hasattr(commit, name) for commit in commits for name in ("cancel", "result"))
+    orbax_threads._say_that_directories_are_made()
+
+
+def other_orbax(monkeypatch):
+    """An orbax that has not one of these names."""
+
+    def absent():
+        raise ImportError("no such module")
+
+    monkeypatch.setattr(orbax_threads, "_of_manager", lambda checkpointer, name: None)
+    monkeypatch.setattr(orbax_threads, "_say_that_directories_are_made", absent)
+
+
+@pytest.mark.parametrize("orbax_is_known", [True, False])
+def test_a_save_that_fails_behind_the_scenes_is_told_and_the_next_one_succeeds(tmp_path, monkeypatch, orbax_is_known):
+    if not orbax_is_known:
+        other_orbax(monkeypatch)
+    real = Manifests.write
 
     def broken(self, save, contents):
         if save.step == 2:
             raise OSError(28, "No space left on device")
         real(self, save, contents)
 
-    monkeypatch.setattr(Checkpoints, "_write_manifest", broken)
+    monkeypatch.setattr(Manifests, "write", broken)
     with opened(tmp_path, max_to_keep=1) as checkpoints:
         checkpoints.save(state_at(1), META)
         checkpoints.wait()
@@ -222,7 +255,7 @@ def test_an_unfinished_one_in_object_storage_is_removed_and_takes_nobodys_place(
     """There it has its final name, and a marker once it is whole."""
     written(tmp_path, 1, 2)
     unfinished = tmp_path / "checkpoints" / "3"
-    monkeypatch.setattr("polyepo_jax.runs.checkpoint._is_url", lambda path: True)
+    monkeypatch.setattr("polyepo_jax.runs.checkpoints.files.is_url", lambda path: True)
     monkeypatch.setattr(ocp.utils, "is_checkpoint_finalized", lambda path: not (path / "unfinished").exists())
 
     def leave_unfinished():
@@ -241,16 +274,16 @@ def test_an_unfinished_one_in_object_storage_is_removed_and_takes_nobodys_place(
 def test_what_cannot_be_restored_without_being_damaged_is_not_moved(tmp_path, monkeypatch):
     """Fewer devices have less memory, and network file systems have bad moments."""
     written(tmp_path, 1, 2)
-    for place, error in (
-        ("_restored", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")),
-        ("_check_files", OSError(116, "Stale file handle")),
+    for owner, place, error in (
+        (Checkpoints, "_restored", jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")),
+        (Manifests, "check_files", OSError(116, "Stale file handle")),
     ):
 
         def fail(*args, error=error, **kwargs):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(Checkpoints, place, fail)
+            patch.setattr(owner, place, fail)
             with pytest.raises(
                 RestoreError, match=r"checkpoint 2 .* not damaged: .*(RESOURCE_EXH|Stale).*same command"
             ):
@@ -263,7 +296,7 @@ def test_a_directory_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeyp
     def fail(*args):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("polyepo_jax.runs.checkpoint._children", fail)
+    monkeypatch.setattr("polyepo_jax.runs.checkpoints.files.children", fail)
     with pytest.raises(RestoreError, match="cannot be read: Input/output error"):
         any_checkpoint(tmp_path)
 
