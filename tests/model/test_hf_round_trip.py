@@ -12,7 +12,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from polyepo_jax.model import logical_axes
+from polyepo_jax.model import init, logical_axes
 from polyepo_jax.model.hf import load_hf, read_config, save_hf
 from polyepo_jax.model.hf import tensors as hf_tensors
 from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings
@@ -26,6 +26,7 @@ from tests.hf_directories import (
     copy_of,
     edit_json,
     golden,
+    our_logits,
     tree_of,
     values_of,
 )
@@ -296,6 +297,23 @@ def test_parameters_lie_where_the_rules_put_them(family, sizes):
         assert cut["layers"]["self_attn"]["q_proj"].addressable_shards[0].data.size * 8 == (
             params["layers"]["self_attn"]["q_proj"].size
         )
+
+
+def test_a_model_with_all_biases_on_a_mesh(tmp_path):
+    config = dataclasses.replace(golden("llama")[0], qkv_bias=True, o_bias=True)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: x + rng.normal(scale=0.5, size=x.shape).astype(np.float32), init(config, jax.random.key(0))
+    )
+    save_hf(tmp_path / "out", config, params)
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    cut_config, cut = load_hf(tmp_path / "out", mesh=mesh)
+    assert cut_config == config
+    assert_same_bits(cut, params)
+    tokens = np.arange(20).reshape(4, 5)
+    with jax.set_mesh(mesh):
+        logits = our_logits(config, cut, tokens)
+    np.testing.assert_allclose(logits, our_logits(config, params, tokens), atol=1e-4)
 
 
 def test_no_device_ever_holds_a_whole_stack(monkeypatch):

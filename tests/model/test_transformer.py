@@ -68,14 +68,15 @@ def reference_forward(config, params, tokens_T):
         attended = np.zeros_like(x)
         for head in range(config.num_attention_heads):
             kv = head // group
-            q = rope(norm(h @ w["self_attn"]["q_proj"][:, head], w["self_attn"]["q_norm"]["scale"]))
-            k = rope(norm(h @ w["self_attn"]["k_proj"][:, kv], w["self_attn"]["k_norm"]["scale"]))
-            v = h @ w["self_attn"]["v_proj"][:, kv]
+            bias = {x: w["self_attn"][f"{x}_bias"][head if x == "q" else kv] if config.qkv_bias else 0 for x in "qkv"}
+            q = rope(norm(h @ w["self_attn"]["q_proj"][:, head] + bias["q"], w["self_attn"]["q_norm"]["scale"]))
+            k = rope(norm(h @ w["self_attn"]["k_proj"][:, kv] + bias["k"], w["self_attn"]["k_norm"]["scale"]))
+            v = h @ w["self_attn"]["v_proj"][:, kv] + bias["v"]
             for t in range(T):
                 scores = k[: t + 1] @ q[t] / np.sqrt(config.head_dim)
                 weights = np.exp(scores - scores.max())
                 attended[t] += (weights / weights.sum()) @ v[: t + 1] @ w["self_attn"]["o_proj"][head]
-        x = x + attended
+        x = x + attended + (w["self_attn"]["o_bias"] if config.o_bias else 0)
         h = norm(x, w["post_attention_layernorm"]["scale"])
         gate = h @ w["mlp"]["gate_proj"]
         x = x + (gate / (1 + np.exp(-gate)) * (h @ w["mlp"]["up_proj"])) @ w["mlp"]["down_proj"]
@@ -83,11 +84,15 @@ def reference_forward(config, params, tokens_T):
     return x @ (p["embed_tokens"].T if config.tie_word_embeddings else p["lm_head"])
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_equals_the_equations_in_float64(tied):
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied, dtype="float64", param_dtype="float64")
+@pytest.mark.parametrize(("tied", "biased"), [(False, False), (True, False), (False, True)])
+def test_equals_the_equations_in_float64(tied, biased):
+    config = dataclasses.replace(
+        CONFIG, tie_word_embeddings=tied, qkv_bias=biased, o_bias=biased, dtype="float64", param_dtype="float64"
+    )
     with jax.enable_x64(True):
-        params = init(config, jax.random.key(0))
+        rng = np.random.default_rng(1)
+        # No scale is 1, no bias 0.
+        params = jax.tree.map(lambda x: x + rng.normal(scale=0.1, size=x.shape), init(config, jax.random.key(0)))
         tokens = tokens_of((2, 9))
         logits, cache = forward(config, params, tokens)
         assert cache is None
