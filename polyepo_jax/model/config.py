@@ -44,12 +44,12 @@ class Llama3RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class YarnRopeScaling:
-    """The `yarn` rope type (Peng et al. 2023): as `llama3`, cut by pairs of components; attention is sharpened.
+    """The `yarn` rope type (Peng et al. 2023): some pairs of components turn more slowly, and attention is sharper.
 
     A pair that turns less than `beta_slow` times within the original context is slowed down by `factor`, one that turns
-    more than `beta_fast` times is not, and those in between are interpolated by their number.
+    more than `beta_fast` times is not, and those in between are interpolated by their index.
 
-    truncate: the bounds between are whole numbers of pairs.
+    truncate: the interpolation begins and ends at a whole index.
     attention_factor: what sine and cosine are multiplied by. None computes it from `factor`, and from `mscale` and
       `mscale_all_dim` where both are given: `attention_scale`.
     """
@@ -74,7 +74,7 @@ class YarnRopeScaling:
 
     @property
     def attention_scale(self) -> float:
-        """What sine and cosine are multiplied by: 0.1 ln(factor) + 1 (Eq. 22), or as the fields say."""
+        """What sine and cosine are multiplied by: 0.1 ln(factor) + 1, as the paper recommends, or as the fields say."""
         if self.attention_factor is not None:
             return self.attention_factor
         growth = 0.1 * math.log(self.factor)

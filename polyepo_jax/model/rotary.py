@@ -38,14 +38,13 @@ def _kept_by_llama3(frequencies_a: Array, scaling: Llama3RopeScaling) -> Array:
 
 
 def _kept_by_yarn(frequencies_a: Array, head_dim: int, theta: float, scaling: YarnRopeScaling) -> Array:
-    """How much of each frequency stays: 1 for the pairs before those that turn beta_fast times, 0 from those on that
-    turn beta_slow times, linear in the pair's number between (Peng et al. 2023, Eq. 23, as `transformers` has it)."""
+    """How much of each frequency stays: 1 up to the pair that turns beta_fast times, 0 from the one with beta_slow on,
+    linear in the pair's index between, as in `transformers` (the paper is linear in the turns)."""
 
     def pair_of(turns: float) -> float:
         """The pair, as a fraction, that turns so often within the original context."""
-        return (
-            head_dim * math.log(scaling.original_max_position_embeddings / (turns * 2 * math.pi)) / 2 / math.log(theta)
-        )
+        longest = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return head_dim * math.log(longest) / (2 * math.log(theta))
 
     first, last = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
     if scaling.truncate:

@@ -89,6 +89,21 @@ def test_what_changed_is_written_over_the_companions(tmp_path):
     assert read_config(tmp_path / "out") == config
 
 
+def test_no_window_comes_with_the_companions(tmp_path):
+    """Those of another model, say: its keys would switch on what this one has not."""
+    config, params, _ = golden("qwen2")
+    source = copy_of("qwen2", tmp_path / "source")
+    layers = ["full_attention", "sliding_attention"]
+    edit_json(
+        source / "config.json", use_sliding_window=True, sliding_window=4, max_window_layers=1, layer_types=layers
+    )
+    save_hf(tmp_path / "out", config, params, companions=source)
+    assert read_config(tmp_path / "out") == config
+    raw = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert raw["use_sliding_window"] is False
+    assert "layer_types" not in raw
+
+
 def test_written_as_bfloat16_from_float32(tmp_path):
     config, params, _ = golden("qwen3")
     save_hf(tmp_path / "out", config, params, dtype="bfloat16")

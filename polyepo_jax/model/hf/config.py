@@ -101,13 +101,13 @@ def _scaling(path: Path, kind: str, raw: dict[str, Any], values: dict[str, Any])
 
 
 def _refuse_a_window(path: Path, raw: dict[str, Any]) -> None:
-    """Raises ValueError where some token would not look at all before it."""
+    """Raises ValueError where some token would not see all tokens before it."""
     family, window = raw["model_type"], raw.get("sliding_window", _WINDOW)
     if window is None:
         return
     if family in ("qwen2", "qwen3") and raw.get("use_sliding_window"):
         raise ValueError(f"{path}: an active sliding window is not implemented (use_sliding_window is true)")
-    # W tokens are all tokens of a text that is no longer.
+    # A window of W tokens sees all of a text that is no longer than that.
     positions = raw.get("max_position_embeddings")
     if family == "mistral" and (positions is None or window < positions):
         raise ValueError(
@@ -246,7 +246,7 @@ def _rope_json(scaling: RopeScaling | None) -> dict[str, Any]:
 def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[str, Any]:
     """config.json of a model, in the old and the new layout; keys that only `base` has stay."""
     # A llama and a mistral differ in the name alone: a model keeps its own.
-    names = [base.get("model_type"), *FAMILIES]
+    names = [str(base.get("model_type")), *FAMILIES]
     family = next((name for name in names if name in FAMILIES and FAMILIES[name].has(config)), None)
     if family is None:
         found = " and ".join(name for name in ("qk_norm", "qkv_bias", "o_bias") if getattr(config, name))
@@ -264,8 +264,11 @@ def config_json(config: ModelConfig, dtype: str, base: dict[str, Any]) -> dict[s
     }
     if FAMILIES[family].has_bias_key or "attention_bias" in base:
         ours["attention_bias"] = config.o_bias
+    # Whatever `base` says: this model has none.
     if family == "mistral":
         ours["sliding_window"] = None
+    if "use_sliding_window" in base:
+        ours["use_sliding_window"] = False
     same = (
         "vocab_size",
         "hidden_size",

@@ -85,8 +85,8 @@ class Layout:
         return self.name(_LM_HEAD)
 
 
-# As CausalLM classes save their tensors, and we do; as the class without an output layer does; as the language model
-# of a model that sees does, today and formerly.
+# As CausalLM classes save their tensors, and as we do; as the class without an output layer does; as the language model
+# within a multimodal one is saved, now and formerly.
 LAYOUTS = (
     Layout("model."),
     Layout(""),

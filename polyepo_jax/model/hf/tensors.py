@@ -334,8 +334,8 @@ def save_hf(
     base = {}
     if companions is not None and (Path(companions) / "config.json").is_file():
         base = read_json(Path(companions) / "config.json")
-        if len(base.get("layer_types") or ()) != config.num_hidden_layers:
-            base.pop("layer_types", None)  # one for each layer; without it all are full attention
+        if base.get("layer_types") != ["full_attention"] * config.num_hidden_layers:
+            base.pop("layer_types", None)  # without it all are full attention
     target = jnp.dtype(dtype or config.param_dtype)
     written = config_json(config, target.name, base)
 
