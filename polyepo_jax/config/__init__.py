@@ -17,9 +17,11 @@ from polyepo_jax.judges import Rubric as Rubric
 from polyepo_jax.judges import Rules as Rules
 from polyepo_jax.judges import Transport as Transport
 from polyepo_jax.losses import PolicyLoss as PolicyLoss
+from polyepo_jax.model import LinearRopeScaling as LinearRopeScaling
 from polyepo_jax.model import Llama3RopeScaling as Llama3RopeScaling
 from polyepo_jax.model import ModelConfig as ModelConfig
 from polyepo_jax.model import ModelNumerics as ModelNumerics
+from polyepo_jax.model import YarnRopeScaling as YarnRopeScaling
 from polyepo_jax.model.tokenizer import CharacterTokenizer as CharacterTokenizer
 from polyepo_jax.model.tokenizer import HFTokenizer as HFTokenizer
 from polyepo_jax.rewards.math import MathVerifier as MathVerifier

@@ -2,9 +2,11 @@
 
 from polyepo_jax.model.cache import Cache as Cache
 from polyepo_jax.model.cache import init_cache as init_cache
+from polyepo_jax.model.config import LinearRopeScaling as LinearRopeScaling
 from polyepo_jax.model.config import Llama3RopeScaling as Llama3RopeScaling
 from polyepo_jax.model.config import ModelConfig as ModelConfig
 from polyepo_jax.model.config import ModelNumerics as ModelNumerics
+from polyepo_jax.model.config import YarnRopeScaling as YarnRopeScaling
 from polyepo_jax.model.hf import copy_companions as copy_companions
 from polyepo_jax.model.hf import load_hf as load_hf
 from polyepo_jax.model.hf import save_hf as save_hf

@@ -1,18 +1,17 @@
-"""Rotary embedding and grouped-query attention, as functions of arrays.
+"""Grouped-query attention, as functions of arrays.
 
 `attend` is the reference: any mask, any length. `self_attend` is causal attention of whole sequences, in the kernel
 of the platform: none of them holds the [T, T] scores of a long sequence.
 """
 
 import functools
-import math
 from typing import Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from polyepo_jax.model.config import Llama3RopeScaling, ModelConfig
+from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.sharding import activation_spec, mesh_platform
 from polyepo_jax.types import Array
 
@@ -20,36 +19,6 @@ from polyepo_jax.types import Array
 _XLA_BLOCK = 1024
 # Tile of the splash kernel; the hardware's lanes are 128 wide, and lengths and head sizes are padded to that.
 _SPLASH_BLOCK, _LANES = 512, 128
-
-
-def rotary_frequencies(
-    head_dim: int, theta: float, scaling: Llama3RopeScaling | None = None, dtype=jnp.float32
-) -> Array:
-    """RoPE's angle per position of each pair (Su et al. 2021, Eq. 15), theta^(-2i / A), scaled: [A / 2]."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
-    if scaling is None:
-        return frequencies
-    wavelengths = 2 * math.pi / frequencies
-    rotations = scaling.original_max_position_embeddings / wavelengths  # within the original context
-    # 0 where fewer than low_freq_factor, 1 where more than high_freq_factor, linear in between.
-    kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = jnp.clip(kept, 0, 1)
-    return frequencies * (kept + (1 - kept) / scaling.factor)
-
-
-def rotary_factors(positions_BT: Array, frequencies_a: Array) -> tuple[Array, Array]:
-    """Sine and cosine of the angles position * frequency: each [B, T, A / 2]."""
-    angles_BTa = positions_BT[:, :, None].astype(frequencies_a.dtype) * frequencies_a[None, None, :]
-    return jnp.sin(angles_BTa), jnp.cos(angles_BTa)
-
-
-def rotate(x_BTHA: Array, factors: tuple[Array, Array]) -> Array:
-    """Turns each pair (i, i + A / 2) of a head by its angle: the half-split layout of Hugging Face checkpoints."""
-    chex.assert_rank([x_BTHA, *factors], [4, 3, 3])
-    sin, cos = (factor_BTa[:, :, None, :] for factor_BTa in factors)
-    first, second = jnp.split(x_BTHA.astype(sin.dtype), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTHA.dtype)
 
 
 def attend(query_BTHA: Array, keys_BCKA: Array, values_BCKA: Array, mask_BTC: Array) -> Array:

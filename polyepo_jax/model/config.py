@@ -1,9 +1,22 @@
 """The shape and numerics of a model. Field names are those of a Hugging Face config.json where it has them."""
 
 import dataclasses
-from typing import Literal
+import math
+from typing import ClassVar, Literal
 
 Dtype = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRopeScaling:
+    """The `linear` rope type: every frequency is divided by `factor`."""
+
+    rope_type: ClassVar[str] = "linear"
+    factor: float
+
+    def __post_init__(self):
+        if self.factor < 1:
+            raise ValueError(f"rope scaling linear needs factor >= 1, got {self.factor}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +27,7 @@ class Llama3RopeScaling:
     `factor`, one below `... / high_freq_factor` stays, and those in between are interpolated.
     """
 
+    rope_type: ClassVar[str] = "llama3"
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -25,10 +39,59 @@ class Llama3RopeScaling:
                 "rope scaling llama3 needs factor >= 1 and 0 < low_freq_factor < high_freq_factor, got "
                 f"{self.factor}, {self.low_freq_factor} and {self.high_freq_factor}"
             )
-        if self.original_max_position_embeddings < 1:
+        _check_original_length(self.original_max_position_embeddings)
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnRopeScaling:
+    """The `yarn` rope type (Peng et al. 2023): as `llama3`, cut by pairs of components; attention is sharpened.
+
+    A pair that turns less than `beta_slow` times within the original context is slowed down by `factor`, one that turns
+    more than `beta_fast` times is not, and those in between are interpolated by their number.
+
+    truncate: the bounds between are whole numbers of pairs.
+    attention_factor: what sine and cosine are multiplied by. None computes it from `factor`, and from `mscale` and
+      `mscale_all_dim` where both are given: `attention_scale`.
+    """
+
+    rope_type: ClassVar[str] = "yarn"
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+    def __post_init__(self):
+        if self.factor < 1 or not 0 < self.beta_slow <= self.beta_fast:
             raise ValueError(
-                f"original_max_position_embeddings must be at least 1, got {self.original_max_position_embeddings}"
+                "rope scaling yarn needs factor >= 1 and 0 < beta_slow <= beta_fast, got "
+                f"{self.factor}, {self.beta_slow} and {self.beta_fast}"
             )
+        _check_original_length(self.original_max_position_embeddings)
+
+    @property
+    def attention_scale(self) -> float:
+        """What sine and cosine are multiplied by: 0.1 ln(factor) + 1 (Eq. 22), or as the fields say."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        growth = 0.1 * math.log(self.factor)
+        if self.mscale and self.mscale_all_dim:
+            return (growth * self.mscale + 1) / (growth * self.mscale_all_dim + 1)
+        return growth + 1
+
+
+def _check_original_length(positions: int) -> None:
+    if positions < 1:
+        raise ValueError(f"original_max_position_embeddings must be at least 1, got {positions}")
+
+
+RopeScaling = LinearRopeScaling | Llama3RopeScaling | YarnRopeScaling
+ROPE_SCALINGS: dict[str, type[RopeScaling]] = {
+    scaling.rope_type: scaling for scaling in (LinearRopeScaling, Llama3RopeScaling, YarnRopeScaling)
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +116,7 @@ class ModelNumerics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(ModelNumerics):
-    """A decoder of the architectures Qwen3 (`qk_norm`), Qwen2 (`qkv_bias`) or Llama (neither).
+    """A decoder of the architectures Qwen3 (`qk_norm`), Qwen2 (`qkv_bias`) or Llama and Mistral (neither).
 
     vocab_size: V, rows of the embedding.
     hidden_size: D. intermediate_size: F, of the SwiGLU. num_hidden_layers: L.
@@ -62,6 +125,7 @@ class ModelConfig(ModelNumerics):
     rms_norm_eps: added to the mean square.
     tie_word_embeddings: the embedding also computes the logits.
     qk_norm: RMSNorm of each query and key head before RoPE. qkv_bias: query, key and value projections add a bias.
+    o_bias: so does the attention's output projection.
     max_position_embeddings: positions the model was made for.
     """
 
@@ -73,11 +137,12 @@ class ModelConfig(ModelNumerics):
     num_key_value_heads: int
     head_dim: int
     rope_theta: float = 1e6
-    rope_scaling: Llama3RopeScaling | None = None
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     qk_norm: bool = True
     qkv_bias: bool = False
+    o_bias: bool = False
     max_position_embeddings: int = 32768
 
     def __post_init__(self):
@@ -101,3 +166,5 @@ class ModelConfig(ModelNumerics):
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim must be even (rotary embedding turns pairs), got {self.head_dim}")
+        if isinstance(self.rope_scaling, YarnRopeScaling) and self.rope_theta <= 1:
+            raise ValueError(f"model.rope_theta must be above 1 with rope scaling yarn, got {self.rope_theta}")

@@ -1,4 +1,4 @@
-"""A decoder of the architectures Qwen3, Qwen2 and Llama.
+"""A decoder of the architectures Qwen3, Qwen2, Llama and Mistral.
 
 Flax NNX declares and initialises the parameters; outside of this folder a model is its config, a nested dict of
 arrays and the functions `init`, `forward`, `prefill`, `hidden_states` and `unembed`. The layers are stacked along a
@@ -15,16 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polyepo_jax.model.attention import (
-    attend,
-    kernel_of,
-    rotary_factors,
-    rotary_frequencies,
-    rotate,
-    self_attend,
-)
+from polyepo_jax.model.attention import attend, kernel_of, self_attend
 from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
+from polyepo_jax.model.rotary import rotary_factors, rotary_frequencies, rotary_scale, rotate
 from polyepo_jax.sharding import constrain
 from polyepo_jax.types import Array
 
@@ -87,7 +81,7 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention; Qwen3 normalises each query and key head before RoPE, Qwen2 adds biases."""
+    """Grouped-query attention; Qwen3 normalises each query and key head before RoPE, Qwen2 adds biases to them."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, A = config.hidden_size, config.head_dim
@@ -96,11 +90,13 @@ class Attention(nnx.Module):
         self.k_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
         self.v_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
         self.o_proj = _parameter(config, rngs, (H, A, D), ("heads", "head_dim", "embed"), H * A)
-        self.has_bias, self.has_norm = config.qkv_bias, config.qk_norm
+        self.has_bias, self.has_o_bias, self.has_norm = config.qkv_bias, config.o_bias, config.qk_norm
         if self.has_bias:
             self.q_bias = _zeros(config, (H, A), ("heads", "head_dim"))
             self.k_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
             self.v_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
+        if self.has_o_bias:
+            self.o_bias = _zeros(config, (D,), ("embed",))
         if self.has_norm:
             self.q_norm = RMSNorm(config, A, "head_dim")
             self.k_norm = RMSNorm(config, A, "head_dim")
@@ -117,7 +113,8 @@ class Attention(nnx.Module):
         query, keys, values = (
             constrain(x, "batch", None, "heads", None) for x in (rotate(query, rotary), rotate(keys, rotary), values)
         )
-        return _project(mix(query, keys, values), self.o_proj[...], num_contracted=2)
+        out = _project(mix(query, keys, values), self.o_proj[...], num_contracted=2)
+        return out + self.o_bias[...].astype(out.dtype)[None, None] if self.has_o_bias else out
 
 
 class MLP(nnx.Module):
@@ -221,7 +218,7 @@ def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions
     frequencies = rotary_frequencies(
         config.head_dim, config.rope_theta, config.rope_scaling, jnp.promote_types(config.dtype, jnp.float32)
     )
-    rotary = rotary_factors(positions_BT, frequencies)
+    rotary = rotary_factors(positions_BT, frequencies, rotary_scale(config.rope_scaling))
     outer_definition, layer_definition = _definitions(config)
     outer = nnx.merge(outer_definition, nnx.State({k: v for k, v in params.items() if k != "layers"}))
 

@@ -18,7 +18,8 @@ import orbax.checkpoint as ocp
 
 from polyepo_jax.config.files import from_json
 from polyepo_jax.errors import InputError
-from polyepo_jax.model import Llama3RopeScaling, ModelConfig, copy_companions, init, load_hf, logical_axes
+from polyepo_jax.model import ModelConfig, copy_companions, init, load_hf, logical_axes
+from polyepo_jax.model.config import ROPE_SCALINGS
 from polyepo_jax.model.hf import read_config as read_hf_config
 from polyepo_jax.sharding import Mesh, param_shardings
 
@@ -75,9 +76,18 @@ def read_shape(directory: Path) -> ModelConfig:
         raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}: import the model again")
     scaling = value.pop("rope_scaling", None)
     model = _plain(value, ModelConfig, str(path))
-    if scaling is None:
-        return model
-    return dataclasses.replace(model, rope_scaling=_plain(scaling, Llama3RopeScaling, f"{path}: rope_scaling"))
+    return model if scaling is None else dataclasses.replace(model, rope_scaling=_scaling(scaling, path))
+
+
+def _scaling(value: Any, path: Path) -> Any:
+    kind = "llama3"  # what older versions wrote, which did not name it
+    if isinstance(value, dict):
+        kind = value.pop("rope_type", kind)
+    if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
+        raise InputError(
+            f"{path}: rope_scaling is {kind!r}, expected {', '.join(ROPE_SCALINGS)}: import the model again"
+        )
+    return _plain(value, ROPE_SCALINGS[kind], f"{path}: rope_scaling")
 
 
 def _plain(value: Any, cls: Any, where: str) -> Any:
@@ -153,11 +163,21 @@ def read(directory: Path, mesh: Mesh | None = None, dtype: Any = None) -> tuple[
             return load_hf(directory, dtype=dtype, mesh=mesh)
         except ValueError as error:
             raise InputError(str(error)) from error
-    config = read_shape(directory)
+    stored = config = read_shape(directory)
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
     params = _restore(directory, config, mesh)
-    check_finite(str(directory), params)
+    try:
+        check_finite(str(directory), params)
+    except InputError:
+        del params
+        if config.param_dtype != stored.param_dtype:
+            check_finite(str(directory), _restore(directory, stored, mesh))
+            raise InputError(
+                f"{directory} holds numbers too large for {config.param_dtype}: take another dtype, such as "
+                f"{stored.param_dtype}"
+            ) from None
+        raise
     return config, params
 
 
@@ -193,7 +213,10 @@ def write(directory: Path, config: ModelConfig, params: Any, companions: Path | 
         # Has end tokens that a tokenizer asks for, and keys that an export takes along.
         if (companions / "config.json").is_file():
             shutil.copyfile(companions / "config.json", unfinished / "config.json")
-    (unfinished / _MODEL).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    model = dataclasses.asdict(config)
+    if config.rope_scaling is not None:
+        model["rope_scaling"]["rope_type"] = config.rope_scaling.rope_type
+    (unfinished / _MODEL).write_text(json.dumps(model, indent=2) + "\n")
     if directory.exists():
         directory.rmdir()
     unfinished.rename(directory)

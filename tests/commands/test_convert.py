@@ -19,7 +19,15 @@ from polyepo_jax.config import AlgorithmConfig, Config, InitConfig, SFTConfig
 from polyepo_jax.config.files import from_json, load, to_json
 from polyepo_jax.errors import InputError, run_command
 from polyepo_jax.losses import PolicyLoss
-from polyepo_jax.model import Llama3RopeScaling, forward, init, load_hf, save_hf
+from polyepo_jax.model import (
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    YarnRopeScaling,
+    forward,
+    init,
+    load_hf,
+    save_hf,
+)
 from polyepo_jax.model.tokenizer import HFTokenizer
 from polyepo_jax.runs import model_directory
 from polyepo_jax.runs.preparation import load_params
@@ -169,6 +177,21 @@ def test_refuses_an_import_and_a_checkpoint_that_are_not_finite(params):
     model_directory.check_finite("it", params)
     with pytest.raises(InputError, match=r"it: expected finite weights, got NaN or infinity in \['norm'\]\['scale'\]"):
         model_directory.check_finite("it", broken)
+
+
+def test_numbers_too_large_for_a_dtype_are_not_called_damage(imported, params, tmp_path):
+    config, _ = model_directory.read(imported)
+    scale = params["norm"]["scale"]
+    for name, value in (("huge", 3.4e38), ("broken", jnp.inf)):
+        model_directory.write(tmp_path / name, config, params | {"norm": {"scale": scale.at[1].set(value)}})
+    assert model_directory.read(tmp_path / "huge")[0] == config
+    with pytest.raises(
+        InputError, match=r"huge holds numbers too large for bfloat16: take another dtype, such as float32"
+    ):
+        model_directory.read(tmp_path / "huge", dtype="bfloat16")
+    for dtype in (None, "bfloat16"):
+        with pytest.raises(InputError, match=r"broken: expected finite weights, got NaN or infinity in \['norm'\]"):
+            model_directory.read(tmp_path / "broken", dtype=dtype)
 
 
 def test_export_of_a_run_whose_tokenizer_is_no_hugging_face_one(trained, capsys):
@@ -431,9 +454,31 @@ def test_a_model_that_was_fetched_runs_nothing(imported, tmp_path, key, nested):
     assert not (tmp_path / "canary").exists()
 
 
-def test_an_import_keeps_rope_scaling_and_the_end_tokens_of_config_json(hf, imported, params, tmp_path):
-    assert (imported / "config.json").read_bytes() == (hf / "config.json").read_bytes()
+SCALINGS = (Llama3RopeScaling(8.0, 1.0, 4.0, 64), YarnRopeScaling(4.0, 64, mscale=2.0), LinearRopeScaling(4.0))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling.rope_type)
+def test_an_import_keeps_rope_scaling(imported, params, tmp_path, scaling):
     config, _ = model_directory.read(imported)
-    scaled = dataclasses.replace(config, rope_scaling=Llama3RopeScaling(8.0, 1.0, 4.0, 64))
+    scaled = dataclasses.replace(config, rope_scaling=scaling)
     model_directory.write(tmp_path / "scaled", scaled, params)
     assert model_directory.read(tmp_path / "scaled")[0] == scaled
+
+
+def test_an_import_of_before_names_no_rope_type(imported, params, tmp_path):
+    config, _ = model_directory.read(imported)
+    scaled = dataclasses.replace(config, rope_scaling=SCALINGS[0])
+    model_directory.write(tmp_path / "scaled", scaled, params)
+    path = tmp_path / "scaled" / "model.json"
+    value = json.loads(path.read_text())
+    assert value["rope_scaling"].pop("rope_type") == "llama3"
+    path.write_text(json.dumps(value))
+    assert model_directory.read(tmp_path / "scaled")[0] == scaled
+    for wrong in ("dynamic", ["llama3"]):
+        path.write_text(json.dumps(value | {"rope_scaling": {"rope_type": wrong, "factor": 2.0}}))
+        with pytest.raises(InputError, match=r"rope_scaling is .*, expected linear, llama3, yarn"):
+            model_directory.read(tmp_path / "scaled")
+
+
+def test_an_import_keeps_the_end_tokens_of_config_json(hf, imported):
+    assert (imported / "config.json").read_bytes() == (hf / "config.json").read_bytes()

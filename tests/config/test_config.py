@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, SFTConfig
+from polyepo_jax.config import (
+    AlgorithmConfig,
+    Config,
+    EvaluationConfig,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    SFTConfig,
+    YarnRopeScaling,
+)
 from polyepo_jax.config.files import from_json, load, override, to_json
 from polyepo_jax.config.specs import update_spec
 from polyepo_jax.errors import InputError
@@ -75,6 +83,22 @@ class Thawed:
 
     def __call__(self, rewards_M, clusters_M):
         return rewards_M.mean()
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        LinearRopeScaling(4.0),
+        Llama3RopeScaling(8.0, 1.0, 4.0, 64),
+        YarnRopeScaling(4.0, 64, beta_fast=16.0, truncate=False, mscale=2.0),
+    ],
+)
+def test_rope_scaling_is_a_config_value(tmp_path, scaling):
+    config = rl_config(model=dataclasses.replace(rl_config().model, rope_scaling=scaling))
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    assert load(tmp_path / "config.json", Config) == config
+    changed = override(config, ["--model.rope-scaling.factor", "16"], "train")
+    assert changed.model.rope_scaling == dataclasses.replace(scaling, factor=16.0)
 
 
 def test_what_cannot_be_a_key_of_caches_is_refused():

@@ -1,4 +1,4 @@
-"""The kernels of whole sequences against `attend`, rotary frequencies against their definition, prefill."""
+"""The kernels of whole sequences against `attend`; prefill."""
 
 import dataclasses
 import functools
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from polyepo_jax.model import Llama3RopeScaling, ModelConfig, forward, hidden_states, init, init_cache, prefill
+from polyepo_jax.model import ModelConfig, forward, hidden_states, init, init_cache, prefill
 from polyepo_jax.model import attention as module
-from polyepo_jax.model.attention import attend, cudnn_attend, kernel_of, rotary_frequencies, self_attend, splash_attend
+from polyepo_jax.model.attention import attend, cudnn_attend, kernel_of, self_attend, splash_attend
 from polyepo_jax.sharding import AXES, MeshConfig, make_mesh
 
 forward = jax.jit(forward, static_argnums=0)
@@ -244,53 +244,6 @@ def test_kernel_without_a_mesh_is_that_of_this_process():
 def test_kernel_on_real_devices():
     with jax.set_mesh(make_mesh(MeshConfig())):
         assert kernel_of(CONFIG) == {"cpu": "xla", "gpu": "xla", "tpu": "splash"}[jax.default_backend()]
-
-
-# --- rotary frequencies ---
-
-
-def frequencies_of_the_definition(head_dim: int, theta: float, scaling: Llama3RopeScaling | None) -> list[float]:
-    """One frequency after the other, by the cases of its wavelength."""
-    found = []
-    for pair in range(head_dim // 2):
-        frequency = theta ** (-2 * pair / head_dim)
-        if scaling is not None:
-            wavelength = 2 * math.pi / frequency
-            longest = scaling.original_max_position_embeddings / scaling.low_freq_factor
-            shortest = scaling.original_max_position_embeddings / scaling.high_freq_factor
-            if wavelength > longest:
-                frequency /= scaling.factor
-            elif wavelength > shortest:
-                # In turns of the original context: 0 of the way at low_freq_factor, all of it at high_freq_factor.
-                turns = scaling.original_max_position_embeddings / wavelength
-                way = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-                frequency = (1 - way) * frequency / scaling.factor + way * frequency
-        found.append(frequency)
-    return found
-
-
-@pytest.mark.parametrize(
-    ("head_dim", "theta", "scaling"),
-    [
-        (128, 1e6, None),
-        (10, 1e4, None),
-        (128, 5e5, Llama3RopeScaling(8.0, 1.0, 4.0, 8192)),  # Llama 3.1
-        (64, 5e5, Llama3RopeScaling(32.0, 1.0, 4.0, 8192)),  # Llama 3.2
-        (64, 1e4, Llama3RopeScaling(3.0, 0.5, 9.0, 256)),
-    ],
-)
-def test_rotary_frequencies_equal_their_definition(head_dim, theta, scaling):
-    expected = frequencies_of_the_definition(head_dim, theta, scaling)
-    np.testing.assert_allclose(rotary_frequencies(head_dim, theta, scaling), expected, rtol=1e-5)
-    with jax.enable_x64(True):
-        exact = rotary_frequencies(head_dim, theta, scaling, jnp.float64)
-        np.testing.assert_allclose(exact, expected, rtol=1e-12)
-    if scaling is not None:
-        # All three cases occur.
-        ratio = np.asarray(frequencies_of_the_definition(head_dim, theta, None)) / expected
-        assert np.isclose(ratio, 1).any()
-        assert np.isclose(ratio, scaling.factor).any()
-        assert ((ratio > 1.01) & (ratio < 0.99 * scaling.factor)).any()
 
 
 # --- prefill ---
