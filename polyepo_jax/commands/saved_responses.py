@@ -17,12 +17,13 @@ import tyro
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.files import load
-from polyepo_jax.errors import InputError, RunError
+from polyepo_jax.errors import InputError, RunError, warn_on_stderr
 from polyepo_jax.grading import Gradable, Grader, Grading, GradingStopped, JudgeConfig
 from polyepo_jax.judges import HTTPJudge, MeshJudge, Rubric, Surroundings, Transport
+from polyepo_jax.rewards.math import MathVerifier
 from polyepo_jax.runs.preparation import check_judge
 from polyepo_jax.sets import Advantage
-from polyepo_jax.tasks import Math, Problem, Task
+from polyepo_jax.tasks import Math, Problem, Task, references
 
 _AT_A_TIME = 64  # rows between two updates of the progress line
 # Settings of a judge that errors name, and the options that stand for some of them.
@@ -81,12 +82,13 @@ class SavedOptions:
             check_judge(judge, most)
         if self.config is None:
             # Only its verifier and its clusters are used, and it reads files only for its problems.
-            return Saved(rows, Math(train=""), judge or JudgeConfig(), None)
+            task = Math(train="")
+            return Saved(_with_final_answers(rows, task), task, judge or JudgeConfig(), None)
         config = load(self.config, Config)
         if judge is None:
             judge = config.judge
             check_judge(judge, most)
-        return Saved(rows, config.task, judge, config.algorithm.advantage)
+        return Saved(_with_final_answers(rows, config.task), config.task, judge, config.algorithm.advantage)
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
@@ -158,6 +160,24 @@ def read_rows(path: Path) -> list[SavedRow]:
     if not rows:
         raise InputError(f"{path}: there is no row in it")
     return rows
+
+
+def _with_final_answers(rows: list[SavedRow], task: Task) -> list[SavedRow]:
+    """Rows whose references are read as those of problem sets are; one that has no single answer is left empty.
+
+    An empty one is a failure of ours to the verifier, and no reward of 0 to the responses.
+    """
+    if not isinstance(getattr(task, "verifier", None), MathVerifier):
+        return rows
+    read = [references.read(str(row.problem.reference)) for row in rows]
+    lacking = [(row.problem.id, found.why) for row, found in zip(rows, read, strict=True) if found.why]
+    if lacking:
+        line, why = lacking[0]
+        warn_on_stderr(f"{len(lacking)} of {len(rows)} references hold no answer to compare with (line {line}: {why})")
+    return [
+        dataclasses.replace(row, problem=dataclasses.replace(row.problem, reference="" if found.why else found.answer))
+        for row, found in zip(rows, read, strict=True)
+    ]
 
 
 def _row(line: str, where: str, number: int) -> SavedRow:

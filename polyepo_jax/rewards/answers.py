@@ -9,11 +9,13 @@ from fractions import Fraction
 
 from polyepo_jax.rewards.notation import rewrite
 
+_BOX_START = re.compile(r"\\(?:boxed|fbox)")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s?")
 # As TeX reads it, what follows without braces is one sign; a number is meant as a whole, but no part of more than one.
 _UNBRACED = re.compile(r"(?>[+-]?[0-9]+(?:\.[0-9]+)?|[A-Za-z])(?![A-Za-z0-9]|,[0-9]|\s?[/^_!*+=-]|\s?\\[A-Za-z])")
 # White space that does mean something: 1 1/2 is not 11/2, and neither are 1 2 and 12 the same.
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9])\s+(?=[0-9])")
+_MAX_NESTED = 3
 _MAX_DIGITS = 50  # of a number that is parsed: what is longer is compared as text
 _BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 _NO_MEANING = re.compile(
@@ -41,22 +43,47 @@ def _close(text: str, start: int) -> int:
     return -1
 
 
+def _closes(text: str) -> dict[int, int]:
+    """Where each brace that closes at all does so; escaped braces are characters."""
+    opened: list[int] = []
+    found = {}
+    for match in _BRACES.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            found[opened.pop()] = match.start()
+    return found
+
+
 def boxed(response: str) -> str | None:
     r"""What the last \boxed{} or \fbox{} of a response holds, stripped; None if there is none, or nothing in it.
+
+    One within another is a part of that.
 
     There is none in a response that ends within its thought, `<think>` without `</think>`: nothing in it is final.
     """
     if response.rfind("<think>") > response.rfind("</think>"):
         return None
-    found = max(response.rfind("\\boxed"), response.rfind("\\fbox"))
-    box = _BOX.match(response, found) if found >= 0 else None
-    if box is None:
+    closes = _closes(response)
+    last, end = None, -1
+    for start in _BOX_START.finditer(response):
+        if start.start() >= end:  # else it is within another
+            last = _BOX.match(response, start.start())
+            end = closes.get(last.end(), -1) if last else -1
+    if last is None:
         return None
-    if response[box.end() : box.end() + 1] != "{":
-        sign = _UNBRACED.match(response, box.end())
+    if response[last.end() : last.end() + 1] != "{":
+        sign = _UNBRACED.match(response, last.end())
         return sign[0] if sign else None
-    end = _close(response, box.end() + 1)
-    return response[box.end() + 1 : end].strip() or None if end >= 0 else None
+    content = response[last.end() + 1 : end].strip() if end >= 0 else ""
+    for _ in range(_MAX_NESTED):  # a box and nothing else is the same as what it holds
+        inner = _BOX.match(content)
+        if inner is None or content[inner.end() : inner.end() + 1] != "{":
+            break
+        if _close(content, inner.end() + 1) != len(content) - 1:
+            break
+        content = content[inner.end() + 1 : -1].strip()
+    return content or None
 
 
 def final_answer(response: str) -> Fraction | str | None:

@@ -38,6 +38,7 @@ _VULGAR = {
 }
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _END = r"(?![A-Za-z])"
+_DEGREES = r"\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})"
 _SUPERSCRIPT = re.compile(f"([⁺⁻]?)([{_DIGITS[0]}]+)")
 _SUBSCRIPT = re.compile(f"[{_DIGITS[1]}]+")
 # In this order, each on the whole text.
@@ -59,15 +60,24 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"(?<=.)\\(?:mathrm|text|operatorname)\s?\{(e|i)\}", r"\1"),
         (rf"\\[dtc]frac{_END}", r"\\frac"),
         (r"\\frac\s?([0-9])\s?([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
+        (r"\\(?:boxed|fbox)\s?(?=\{)", ""),  # of a box within the box
         (r"(?<=[^\s])~", " "),
         (r"(?<!\*)\*\*(?=[\w({\\-])(?<=[\w)}]\*\*)", "^"),
         (r"(?<=[\w)}])\s?\*\s?(?=[\w({\\])", r"\\cdot "),
         (r"(?<![A-Za-z\\{])pi(?![A-Za-z])", r"\\pi "),
+        (rf"\\(sin|cos|tan|cot|sec|csc)\s?({_NUMBER})\s?{_DEGREES}", r"\\\1(\\frac{\2\\pi}{180})"),
+        (rf"\\(sin|cos|tan|cot|sec|csc)\s?(?:\(|\{{)\s?({_NUMBER})\s?{_DEGREES}\s?(?:\)|\}})",
+         r"\\\1(\\frac{\2\\pi}{180})"),
+        (r"^([$\s]*[+-]?[0-9]{1,3}(?:,[0-9]{3})+)\s+([A-Za-z]{4,20}(?:\s[A-Za-z]{1,20}){0,3})\.?$", r"\1\\text{ \2}"),
         (rf"(?<![\w.\\}}])({_NUMBER})\s?(?:\\times|\\cdot)\s?10\s?\^\s?(?:\{{\s?([+-]?[0-9]{{1,3}})\s?\}}|([0-9])(?![0-9]))",
          r"\1\\times 10^{\2\3}"),
         (rf"(?<![\w.\\}}])({_NUMBER})[eE]\+?(-?[0-9]{{1,3}})(?![\w.^])", r"\1\\times 10^{\2}"),
     )
 )  # fmt: skip
+# 0.1\overline{6}
+_REPEATING = re.compile(
+    r"(?<![0-9.,])([0-9]{0,6})\.([0-9]{0,6})\\(?:overline|bar)\s?(?:\{\s?([0-9]{1,6})\s?\}|([0-9]))(?![0-9])"
+)
 _MIXED = re.compile(r"([+-]?[0-9]+)\s+([0-9]+)/([0-9]+)")
 _WRAPPED = re.compile(
     r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|boldsymbol|mbox)\s?\{\s*([+-]?[0-9][0-9.,/]*)\s*\}"
@@ -89,12 +99,20 @@ def rewrite(answer: str) -> str:
     text = _without_emphasis(text.strip())
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = text.strip()
+    text = _REPEATING.sub(_fraction, text).strip()
     if match := _MIXED.fullmatch(text.strip("$ ").removesuffix(".")):
         return f"{match[1]}\\frac{{{match[2]}}}{{{match[3]}}}"
     if match := _WRAPPED.fullmatch(text):
         return match[1]
     return text
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """A decimal that repeats itself, exactly."""
+    whole, fixed, repeated = match[1], match[2], match[3] or match[4]
+    nines = (10 ** len(repeated) - 1) * 10 ** len(fixed)
+    over = int(f"{whole}{fixed}{repeated}") - int(f"{whole}{fixed}" or 0)
+    return f"\\frac{{{over}}}{{{nines}}}"
 
 
 def _plain(digits: str, alphabet: str) -> str:

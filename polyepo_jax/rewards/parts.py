@@ -84,11 +84,26 @@ _CONSTANT_LETTERS = frozenset(("e", "i", "\\pi"))
 _EQUALS = re.compile(r"==|\\equiv(?![A-Za-z])")
 _NO_CHAIN = re.compile(r"(?<![0-9)}])!=|[<>:]=")  # after a number it is that of a factorial
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|neq)(?![A-Za-z])")
+_DENYING = frozenset(("not", "wrong", "incorrect", "false", "never", "cannot"))
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?:([ap])m)?")
 _NAMED = re.compile(r"\s*([A-Za-z]\w*|\\[A-Za-z]+(?:_\w)?|\\text\s?\{[\w ]+\})\s*")
 
 
+def agree(one: str, other: str) -> bool | None:
+    """Whether two texts that are a time of day, or a date, are the same one; None where not both are."""
+    time, other_time = _time(one), _time(other)
+    if time and other_time and (time[1] or other_time[1]):
+        return time[0] == other_time[0] and (not time[1] or not other_time[1] or time[1] == other_time[1])
+    dates = _date(one), _date(other)
+    if None not in dates and all(map(_is_nothing_but_a_date, (one, other))):
+        return dates[0] == dates[1]
+    return None
+
+
 def contradict(one: str, other: str) -> bool:
-    """Whether both name a unit, a base, half a day or a date, and not the same."""
+    """Whether both name a unit, a base, half a day or a date, and not the same; or the second denies what it says."""
+    if _denials(other) - _denials(one):
+        return True
     for read in (_unit, _base, _date):
         told = read(one), read(other)
         if None not in told and told[0] != told[1]:
@@ -243,6 +258,24 @@ def _base(text: str) -> tuple[str, str] | None:
     if not match or not re.search("[0-9]", match[1]):
         return None
     return match[1].upper(), match[2] or match[3]
+
+
+def _denials(text: str) -> set[str]:
+    """Words beside the mathematics by which an answer takes itself back."""
+    found = " ".join(_TEXT.findall(text)).lower()
+    return set(re.findall("[a-z]+", found)) & _DENYING
+
+
+def _time(text: str) -> tuple[tuple[int, int], str] | None:
+    """Hour and minute, and `a` or `p` where it is said, of a text that is a time of day."""
+    plain = "".join(_SPACES.sub(" ", _TEXT.sub(r" \1 ", text)).split()).lower().replace(".", "")
+    match = _CLOCK.fullmatch(plain)
+    return ((int(match[1]), int(match[2])), match[3] or "") if match else None
+
+
+def _is_nothing_but_a_date(text: str) -> bool:
+    words = re.findall("[a-z]+", _TEXT.sub(r" \1 ", text).lower())
+    return all(word in ("st", "nd", "rd", "th", "of", "the") or _MONTH.fullmatch(word) for word in words)
 
 
 def _date(text: str) -> tuple[str, ...] | None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from polyepo_jax.rewards.notation import rewrite
-from polyepo_jax.rewards.parts import between, contradict, pairs
+from polyepo_jax.rewards.parts import agree, between, contradict, pairs
 
 # Answers that between them make math-verify and sympy import all that ordinary ones need.
 _WARM_UP = (
@@ -137,6 +137,8 @@ def compare(gold: str, answer: str, either_way: bool) -> str:
     which neither is the reference are the same if they are `either_way`.
     """
     gold, answer = rewrite(gold), rewrite(answer)
+    if (agreed := agree(gold, answer)) is not None:
+        return "same" if agreed else "different"
     if contradict(gold, answer):
         return "different"
     if either_way and gold.count("=") > answer.count("="):  # the one of more parts is the one to be taken apart

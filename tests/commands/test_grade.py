@@ -388,6 +388,23 @@ def test_a_judge_that_fails_too_often_ends_the_command_and_what_was_answered_is_
     assert all(all(r["valid"]) for r in read(out))
 
 
+def test_worked_references_are_read_and_what_holds_no_answer_is_no_zero(tmp_path, capsys):
+    rows = [
+        row(*boxes("7", "8"), answer="We add 3 and 4.\n#### 7"),
+        row(*boxes("7", "8"), answer="The answer is 7."),
+        row(*boxes("7", "8"), answer="We add 3 and then we are done"),
+    ]
+    out = tmp_path / "graded.jsonl"
+    main([str(write(tmp_path / "rows.jsonl", *rows)), "--out", str(out)])
+    graded = read(out)
+    assert [line["rewards"] for line in graded[:2]] == [[1, 0]] * 2
+    assert [line["valid"] for line in graded] == [[True] * 2, [True] * 2, [False] * 2]
+    assert graded[0]["answer"] == rows[0]["answer"]
+    assert (
+        "1 of 3 references hold no answer to compare with (line 3: no single answer can be" in capsys.readouterr().err
+    )
+
+
 def test_numbers_are_compared_as_they_are_spelled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [
