@@ -1,4 +1,7 @@
-"""When grading has failed too often to go on, over the calls of all processes."""
+"""When grading has failed too often to go on, over the calls of all processes.
+
+Libraries that break circuits count the calls of one process: the processes of a run would end at different steps.
+"""
 
 import collections
 import threading

@@ -1,4 +1,8 @@
-"""Answers of a judge that are kept, so that what was answered once is never asked again."""
+"""Answers of a judge that are kept, so that what was answered once is never asked again.
+
+Libraries for caches on disk share one file by its locks, which network file systems do not keep: here each process of a
+run writes a file of its own, and has read those of the others.
+"""
 
 import contextlib
 import glob

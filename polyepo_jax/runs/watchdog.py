@@ -2,6 +2,7 @@
 
 One stuck machine holds up all others, which wait for it in a collective: the stack that matters is another's than the
 one a user sees. They are asked for through the key-value store of jax.distributed, which works while collectives hang.
+The timeouts of jax and orbax end a process, and say nothing of what the others did.
 """
 
 import collections
