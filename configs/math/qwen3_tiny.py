@@ -9,45 +9,30 @@ start 0.55), 4.0 distinct correct strategies in 16 (3.3), greedy 0.97. `transfor
 export and its tokenizer.
 """
 
+import dataclasses
 from pathlib import Path
 
-from polyepo_jax.config import (
-    AlgorithmConfig,
-    Config,
-    EvaluationConfig,
-    InitConfig,
-    OptimizerConfig,
-    PolicyLoss,
-    Polychromic,
-    SamplingConfig,
-    SetAdvantage,
-    SFTConfig,
-    load,
-)
+from polyepo_jax.config import Config, EvaluationConfig, InitConfig, OptimizerConfig, SFTConfig, load
 
 
 def get_config() -> Config:
     warm_start = load(Path(__file__).with_name("qwen3_tiny_warm_start.py"), SFTConfig)
+    large = load(Path(__file__).with_name("qwen3_4b_polaris.py"), Config)
     return Config(
         task=warm_start.task,
         init=InitConfig(run_dir="runs/math/qwen3_tiny_warm_start"),
         max_steps=60,
         save_interval_steps=20,
         eval_interval_steps=20,
-        long_prompts="drop",
+        long_prompts=large.long_prompts,
         prompts_per_step=32,
-        num_generations=8,
+        num_generations=large.num_generations,
         max_prompt_length=warm_start.max_prompt_length,
         max_completion_length=warm_start.max_completion_length,
-        temperature=1.0,
+        temperature=large.temperature,
         learning_rate=2e-4,
-        sampling=SamplingConfig(top_p=1.0, max_rows=128),
-        algorithm=AlgorithmConfig(
-            advantage=SetAdvantage(Polychromic(set_size=4)),
-            loss=PolicyLoss(epsilon=0.2, epsilon_high=0.28, denominator="max_length", dual_clip=3.0),
-            mini_batch_size=16,
-            micro_batch_size=64,
-        ),
+        sampling=dataclasses.replace(large.sampling, max_rows=128),
+        algorithm=dataclasses.replace(large.algorithm, mini_batch_size=16, micro_batch_size=64),
         optimizer=OptimizerConfig(b1=0.9, b2=0.99, max_grad_norm=1.0),
         evaluation=EvaluationConfig(num_samples=16, num_validation_prompts=32),
     )
