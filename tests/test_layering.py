@@ -1,10 +1,14 @@
 """Imports point downwards only.
 
 The package is a ladder of layers. A module imports lower layers and its own folder; between two units of one layer
-an import needs an entry in `ALLOWED`, with its reason. A new file or folder takes its place in `LAYERS`.
+an import needs an entry in `ALLOWED`, with its reason. A new file or folder takes its place in `LAYERS`. Within a
+folder there is an order too: its modules and folders, each folder as one, import each other in no circle.
 """
 
 import ast
+import collections
+import graphlib
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -102,11 +106,68 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def test_imports_point_downwards():
+def package_modules() -> dict[str, ast.Module]:
+    """The package's modules, by full name."""
     paths = sorted((ROOT / PACKAGE).rglob("*.py"))
     assert paths, f"no modules under {ROOT / PACKAGE}"
-    found = [line for path in paths for line in violations(module_name(path), ast.parse(path.read_text("utf-8")))]
+    return {module_name(path): ast.parse(path.read_text("utf-8")) for path in paths}
+
+
+def own_imports(tree: ast.Module, modules: Container[str]) -> Iterator[str]:
+    """Which of `modules` are imported anywhere in one; `from folder import module` imports the module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (found for name in names if (found := name if name in modules else node.module) in modules)
+
+
+def where_they_part(importer: str, imported: str) -> tuple[str, str, str]:
+    """The lowest folder that holds two modules, and what of it each of them is or lies in."""
+    ends = [name.split(".") for name in (importer, imported)]
+    shared = next((i for i, (a, b) in enumerate(zip(*ends, strict=False)) if a != b), min(map(len, ends)))
+    # A folder is itself a module, of its `__init__`, which lies in it.
+    here, there = (".".join([*end, "__init__"][: shared + 1]) for end in ends)
+    return ".".join(ends[0][:shared]), here, there
+
+
+def circle(modules: Mapping[str, ast.Module]) -> list[str]:
+    """Modules and folders of one folder that import each other in a circle; empty where there is none."""
+    graphs = collections.defaultdict(lambda: collections.defaultdict(set))
+    for importer, tree in modules.items():
+        for imported in own_imports(tree, modules):
+            folder, here, there = where_they_part(importer, imported)
+            graphs[folder][here].add(there)
+    for graph in graphs.values():
+        try:
+            graphlib.TopologicalSorter(graph).prepare()
+        except graphlib.CycleError as error:
+            return error.args[1]
+    return []
+
+
+def test_imports_point_downwards():
+    found = [line for module, tree in package_modules().items() for line in violations(module, tree)]
     assert not found, "\n" + "\n".join(found)
+
+
+def test_imports_make_no_circle():
+    found = circle(package_modules())
+    assert not found, " is imported by ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ({"a.b": "", "a.c": "from a import b", "a.d.e": "from a.c import x", "a.d": "import a.d.e"}, set()),
+        ({"a.b": "import a.c", "a.c": "def f():\n  from a.b import x"}, {"a.b", "a.c"}),
+        ({"a.b": "from a.d.e import x", "a.d.e": "", "a.d.f": "from a.b import y"}, {"a.b", "a.d"}),
+        ({"a.d": "from a.d.e import x", "a.d.e": "from a.d import x"}, {"a.d.__init__", "a.d.e"}),
+    ],
+)
+def test_checker_finds_a_circle(sources, found):
+    assert set(circle({module: ast.parse(source) for module, source in sources.items()})) == found
 
 
 def test_exceptions_are_within_one_layer_and_one_way():
