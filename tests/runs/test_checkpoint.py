@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import sys
+import types
 import zlib
 
 import chex
@@ -124,12 +126,19 @@ def test_orbax_has_the_private_names_by_which_a_failed_save_ends_at_once(tmp_pat
 
 def other_orbax(monkeypatch):
     """An orbax that has not one of these names."""
-
-    def absent():
-        raise ImportError("no such module")
-
     monkeypatch.setattr(orbax_threads, "_of_manager", lambda checkpointer, name: None)
-    monkeypatch.setattr(orbax_threads, "_say_that_directories_are_made", absent)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint._src.futures.synchronization", None)
+
+
+def test_where_orbax_has_other_names_its_end_is_waited_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint._src.futures.synchronization", None)
+    with pytest.raises(ImportError):
+        orbax_threads._say_that_directories_are_made()
+    waited = []
+    checkpointer = types.SimpleNamespace(wait_until_finished=lambda: waited.append(True))
+    assert orbax_threads.writer_of(checkpointer) is None
+    orbax_threads.abandon(checkpointer, timeout_s=1)
+    assert waited == [True]
 
 
 @pytest.mark.parametrize("orbax_is_known", [True, False])

@@ -255,7 +255,6 @@ class Checkpoints:
           CheckpointError: there were checkpoints, but none can be read, or they are of another model.
           RestoreError: one is intact by its manifest, and cannot be restored all the same.
         """
-
         complete = self.steps()
         incomplete = sorted(set(self._present()) - set(complete))
         if not complete and of_primary(lambda: any(self._manifests.of(step).exists() for step in incomplete)):
