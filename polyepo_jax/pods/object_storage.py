@@ -2,7 +2,8 @@
 
 Checkpoints are written to the URL itself. Everything else in a run directory is appended to, which object storage
 cannot do: it lives in a working copy on this machine, is copied to the URL before each checkpoint, and comes from there
-when another machine takes over. `file:` serves file systems on which appending is slow, such as a mounted bucket.
+when another machine takes over. Of this etils.epath has the single files: it keeps no copy, and knows not what is new.
+`file:` serves file systems on which appending is slow, such as a mounted bucket.
 """
 
 import contextlib
@@ -58,6 +59,8 @@ def _open(url: str) -> epath.Path:
 
 def files_below(directory: epath.Path, leave_out: Collection[str] = ()) -> dict[str, epath.Path]:
     """Files in a directory and its folders, by relative path, in order.
+
+    Not by epath's `walk`, which takes a folder that cannot be listed for an empty one.
 
     Args:
       leave_out: patterns of names of files and folders, at any depth.

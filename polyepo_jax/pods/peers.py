@@ -1,8 +1,8 @@
 """The other processes of a run: telling them of an end, and noticing one that has gone without a word.
 
-A process that hangs in a collective with a lost one would hang for good, and XLA's own heartbeat ends it with SIGABRT,
-which tells a launcher nothing. Here every process gives a sign of life each second, through the key-value store of
-jax.distributed, which works while collectives hang. Who is silent for too long is lost: the others say so and end with
+A process that hangs in a collective with a lost one would hang for good, and jax.distributed's own heartbeat ends it
+with SIGABRT, which tells a launcher nothing. Here every process gives a sign of life each second, through its key-value
+store, which works while collectives hang. Who is silent for too long is lost: the others say so and end with
 `errors.RUN_AGAIN`. Who ends with an error says so first, and the others end with the same status.
 """
 

@@ -266,9 +266,8 @@ def train_step(
 
     Returns:
       The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, `learning_rate`, means over the updates;
-      `sampler_gap`,
-      the mean |trainer logprob - sampler logprob| before the first update, nats (like `clip_frac` of the rows
-      that were not skipped; NaN if all were); `tokens`, real ones of prompts and completions that all updates
+      `sampler_gap`, the mean |trainer logprob - sampler logprob| before the first update, nats (like `clip_frac` of
+      the rows that were not skipped; NaN if all were); `tokens`, real ones of prompts and completions that all updates
       went through; `nonfinite`, updates skipped, and `nonfinite_in_a_row` of the new state.
     """
     num_rows = batch.tokens_BT.shape[0]
