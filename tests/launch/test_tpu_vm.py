@@ -66,7 +66,12 @@ printf '%s\x1f' "$@" >> "$CLOUD/runs.$WORKER"; echo >> "$CLOUD/runs.$WORKER"
 echo "token ${HF_TOKEN:-none}" >> "$CLOUD/tokens"
 turn=$(sed -n "$(wc -l < "$CLOUD/runs.$WORKER")p" "$CLOUD/script")
 case $turn in
-  preempt) echo SUSPENDED > "$CLOUD/state"; sleep 0.05; exit 75 ;;
+  preempt) # once: a worker that is late would preempt the next one too
+    if [ "$WORKER" = 1 ]; then
+      while [ "$(cat "$CLOUD/runs.0" 2>/dev/null | wc -l)" -lt "$(wc -l < "$CLOUD/runs.1")" ]; do sleep 0.01; done
+      echo SUSPENDED > "$CLOUD/state"
+    fi
+    sleep 0.05; exit 75 ;;
   unreachable) if [ "$WORKER" = 1 ]; then mv "$CLOUD/then_no_ssh" "$CLOUD/no_ssh"; fi
                while [ ! -f "$CLOUD/go" ]; do sleep 0.02; done; exit 0 ;;
   wait) while [ ! -f "$CLOUD/go" ]; do sleep 0.02; done; exit 0 ;;
