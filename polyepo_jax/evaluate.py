@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 
 from polyepo_jax.command_line import parse_command_line
-from polyepo_jax.commands.benchmarks import benchmark_config
+from polyepo_jax.commands.benchmark_config import benchmark_config
 from polyepo_jax.commands.start import PROCESS_FLAGS, take
 from polyepo_jax.config import InitConfig, RunConfig
 from polyepo_jax.config.files import load, to_json
@@ -109,7 +109,7 @@ def _job(options: Arguments) -> _Job:
             defaults,
             num_samples=num_samples,
             num_prompts=num_prompts,
-            max_rows=options.max_rows or max(defaults.max_rows, num_samples),
+            max_rows=max(defaults.max_rows, num_samples) if options.max_rows is None else options.max_rows,
         )
         given = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
         sampler = dataclasses.replace(config.sampler(), **{k: v for k, v in given.items() if v is not None})

@@ -90,12 +90,12 @@ def start(
         signals.listen(lambda number: _end_early(number, stopped_exit_code, resume_command))
     with collectives.agreed():
         config = load(Path(config_path), config_class)
-        config = resolve(override(config, rest, f"python -m {module} --config {config_path}"))
-    collectives.check_same(config=to_json(config))
-    with collectives.agreed():
+        config = override(config, rest, f"python -m {module} --config {config_path}")
         directory = (
             default_directory(Path(config_path)) if run_dir is None else object_storage.working_copy(Path(run_dir))
         )
+        config = resolve(config, directory)
+    collectives.check_same(config=to_json(config))
     complete = run(config, directory, resume_command, profile)
     if not complete and stopped_exit_code:
         sys.exit(stopped_exit_code)

@@ -114,6 +114,8 @@ class HFTokenizer:
 
     @property
     def _files(self) -> "_Files":
+        if not self.directory:  # which would be the one that the user happens to be in
+            raise ValueError("no directory says which tokenizer: set task.tokenizer_dir, or init.model_dir")
         arguments = json.dumps(self.chat_template_kwargs, sort_keys=True)
         return _load(os.path.realpath(self.directory), self.chat, arguments)
 

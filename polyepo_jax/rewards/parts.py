@@ -85,6 +85,7 @@ _EQUALS = re.compile(r"==|\\equiv(?![A-Za-z])")
 _NO_CHAIN = re.compile(r"(?<![0-9)}])!=|[<>:]=")  # after a number it is that of a factorial
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|ne|neq)(?![A-Za-z])")
 _DENYING = frozenset(("not", "wrong", "incorrect", "false", "never", "cannot"))
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])(?:([ap])m)?")
 _NAMED = re.compile(r"\s*([A-Za-z]\w*|\\[A-Za-z]+(?:_\w)?|\\text\s?\{[\w ]+\})\s*")
 
@@ -101,8 +102,8 @@ def agree(one: str, other: str) -> bool | None:
 
 
 def contradict(one: str, other: str) -> bool:
-    """Whether both name a unit, a base, half a day or a date, and not the same; or the second denies what it says."""
-    if _denials(other) - _denials(one):
+    """Whether both name a unit, a base, half a day or a date, and not the same; or one alone denies what it says."""
+    if _denials(one) != _denials(other):
         return True
     for read in (_unit, _base, _date):
         told = read(one), read(other)
@@ -262,8 +263,7 @@ def _base(text: str) -> tuple[str, str] | None:
 
 def _denials(text: str) -> set[str]:
     """Words beside the mathematics by which an answer takes itself back."""
-    found = " ".join(_TEXT.findall(text)).lower()
-    return set(re.findall("[a-z]+", found)) & _DENYING
+    return {word.lower() for word in _WORD.findall(_TEXT.sub(r" \1 ", text))} & _DENYING
 
 
 def _time(text: str) -> tuple[tuple[int, int], str] | None:

@@ -242,7 +242,8 @@ def pass_step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
       state: donated.
 
     Returns:
-      The new state, and scalars as of `train_step`; NaN for what is said of tokens, of which there were none.
+      The new state, and scalars as of `train_step`: a learning rate of 0, for nothing is updated, and NaN for what is
+      said of tokens, of which there were none.
     """
     new = dataclasses.replace(state, step=state.step + 1)
     zero, undefined = jnp.zeros(()), jnp.full((), jnp.nan)

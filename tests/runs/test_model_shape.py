@@ -86,6 +86,24 @@ def test_a_config_that_names_no_model_is_refused(problems, changes, message):
         resolve(config_of(problems, **changes))
 
 
+def test_a_run_that_has_begun_goes_on_when_what_it_started_from_is_gone(hf, problems, tmp_path):
+    first = resolve(config_of(problems, init=InitConfig(model_dir=str(hf))))
+    start = tmp_path / "start"
+    start.mkdir()
+    (start / "config.json").write_text(json.dumps(to_json(first)))
+    config = config_of(problems, model=NUMERICS, init=InitConfig(run_dir=str(start)))
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    expected = resolve(config, begun)
+    (begun / "config.json").write_text(json.dumps(to_json(expected)))
+    shutil.rmtree(start)
+    assert resolve(config, begun) == expected
+    with pytest.raises(InputError, match="start is not a run directory"):
+        resolve(config, tmp_path / "another")
+    with pytest.raises(InputError, match="start is not a run directory"):
+        resolve(config)
+
+
 def test_lengths_are_held_against_the_positions_that_were_read(hf, problems):
     config = config_of(problems, init=InitConfig(model_dir=str(hf)), max_prompt_length=153)
     with pytest.raises(InputError, match=r"\(161 tokens\) exceed model.max_position_embeddings \(160\)"):
@@ -199,7 +217,9 @@ def test_benchmarks_need_no_config(hf, problems, tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--benchmark", "math50"], "no benchmark is called 'math50': did you mean math_500\\? there are gsm8k, "),
-        (["--benchmark", "sums.jsonl", "--max-completion-length", "160"], "has 160 positions, which leaves [0-9]+ for"),
+        (["--benchmark", "sums.jsonl", "--max-completion-length", "160"], "from 1 to the [0-9]+ .* left, got 160"),
+        (["--benchmark", "sums.jsonl", "--max-completion-length", "0"], "from 1 to the [0-9]+ that are left, got 0"),
+        (["--benchmark", "sums.jsonl", "--max-rows", "0"], "max_rows must be at least 1, got 0"),
         (["--benchmark", "sums.jsonl", "--config", "c.py"], "--benchmark takes the place of --config"),
         (["--benchmark", "sums.jsonl", "--split", "validation"], "has a test split only"),
         (["--benchmark", "absent.jsonl"], "absent.jsonl"),

@@ -1,16 +1,16 @@
 """A model directory on benchmarks, by their names alone: the config that evaluates it is made here."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from polyepo_jax.config import EvaluationConfig, Math, ModelNumerics, RunConfig
+from polyepo_jax.config import EvaluationConfig, Math, RunConfig
 from polyepo_jax.errors import InputError
 from polyepo_jax.model.chat_template import has_chat_template
 from polyepo_jax.model.config import Dtype
 from polyepo_jax.runs.model_directory import read_shape
-from polyepo_jax.runs.model_shape import resolve
 from polyepo_jax.tasks import benchmarks
 from polyepo_jax.training.data import prompt_lengths
 
@@ -40,28 +40,29 @@ def benchmark_config(
             tokenizer_dir=str(model_dir),
             chat=has_chat_template(model_dir),
         )
-        positions = read_shape(model_dir).max_position_embeddings
+        shape = read_shape(model_dir)
         problems = [problem for part in (task, *task.benchmark_tasks) for problem in part.problems("test")]
         longest = max(prompt_lengths(problems, task.tokenizer))
     except ValueError as error:
         raise InputError(str(error)) from error
-    room = positions - longest
-    if room < (max_completion_length or 1):
+    room = shape.max_position_embeddings - longest
+    if max_completion_length is None:
+        max_completion_length = max(1, min(_COMPLETION, room))
+    if not 1 <= max_completion_length <= room:
         raise InputError(
-            f"the longest prompt has {longest} tokens and {model_dir} has {positions} positions, which leaves {room} "
-            f"for an answer: expected --max-completion-length of at most that, got {max_completion_length or 'none'}"
+            f"the longest prompt has {longest} tokens and {model_dir} {shape.max_position_embeddings} positions: "
+            f"expected --max-completion-length from 1 to the {room} that are left, got {max_completion_length}"
         )
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    config = RunConfig(
+    return RunConfig(
         task=task,
-        model=ModelNumerics(dtype=dtype, param_dtype=dtype),  # type: ignore[arg-type]  # until it is resolved
+        model=dataclasses.replace(shape, dtype=dtype, param_dtype=dtype),
         max_prompt_length=longest,
-        max_completion_length=max_completion_length or min(_COMPLETION, room),
+        max_completion_length=max_completion_length,
         evaluation=EvaluationConfig(num_samples=NUM_SAMPLES),
         # Nothing is trained.
         max_steps=1,
         prompts_per_step=1,
         learning_rate=0.0,
     )
-    return resolve(config)
