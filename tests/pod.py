@@ -1,4 +1,7 @@
-"""A pod on this machine: P processes of D CPU devices each, and what can happen to them."""
+"""A pod on this machine: P processes of D CPU devices each, and what can happen to them.
+
+They are compiled without LLVM's optimizations, as tests are: that takes half the time.
+"""
 
 import dataclasses
 import json
@@ -87,7 +90,7 @@ class Pod:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+            "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={num_devices}",
             "JAX_NUM_PROCESSES": str(num_processes),
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             **(environment or {}),

@@ -16,10 +16,12 @@ from polyepo_jax.config import Config
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.judges import HTTPJudge, MeshJudge, Rubric, Transport
 from polyepo_jax.runs import evaluating
+from tests import compilations
 from tests.tiny import rl_config
 
 
 def get_config() -> Config:
+    compilations.kept_by_every_process()
     if "POD_GATE" in os.environ:
         gate = Path(os.environ["POD_GATE"])
         (gate / os.environ["JAX_PROCESS_ID"]).touch()
