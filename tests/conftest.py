@@ -2,16 +2,12 @@
 
 import os
 
-# Read when the backend starts: before any test. Most of a test's time is compilation, and much of that is for speed,
-# which no test needs. Runs in processes of their own (pod.py, test_commands.py) are compiled as those of users are.
-# The last word counts: what is in the environment already may ask for optimized code, not for other devices.
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        "--xla_backend_optimization_level=0",
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-    ]
-)
+from tests.compilations import QUICKLY
+
+# Read when the backend starts: before any test. Commands in processes of their own (test_commands.py) are compiled as
+# those of users are. The last word counts: what is in the environment already may ask for optimized code, not for other
+# devices.
+os.environ["XLA_FLAGS"] = f"{QUICKLY} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import hypothesis

@@ -1,7 +1,4 @@
-"""A pod on this machine: P processes of D CPU devices each, and what can happen to them.
-
-They are compiled without LLVM's optimizations, as tests are: that takes half the time.
-"""
+"""A pod on this machine: P processes of D CPU devices each, and what can happen to them."""
 
 import dataclasses
 import json
@@ -23,6 +20,7 @@ from polyepo_jax.config.meshes import mesh_of
 from polyepo_jax.runs.preparation import load_params
 from polyepo_jax.runs.run_directory import read_config
 from polyepo_jax.sharding import MeshConfig
+from tests.compilations import QUICKLY
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "tests" / "pod_config.py"
@@ -90,7 +88,7 @@ class Pod:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={num_devices}",
+            "XLA_FLAGS": f"{QUICKLY} --xla_force_host_platform_device_count={num_devices}",
             "JAX_NUM_PROCESSES": str(num_processes),
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             **(environment or {}),
