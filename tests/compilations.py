@@ -1,11 +1,15 @@
 """Most of a test's time is compilation: how it is done in less. Only time depends on it."""
 
+import importlib.metadata
 import types
 from typing import Any
 from unittest import mock
 
-# Much of it is for speed, which no test needs. Half of the rest is the newer of XLA's two ways to emit fusions.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Much of it is for speed, which no test needs. Half of the rest is the newer of XLA's two ways to emit fusions, which
+# is the only one from some version after 0.10 on; XLA ends the process at a flag that it does not know.
+QUICKLY = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 
 _AS_THE_FIRST = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
 
