@@ -420,6 +420,8 @@ def test_bad_files_are_refused_by_name(tmp_path, files, message):
 
 
 def test_no_directory_no_end_and_nothing_to_pad_with(tmp_path):
+    with pytest.raises(ValueError, match=r"no directory says which tokenizer: set task\.tokenizer_dir"):
+        HFTokenizer("").encode("1")
     with pytest.raises(ValueError, match=r"absent: there is no such directory; expected one with tokenizer\.json"):
         _ = HFTokenizer(str(tmp_path / "absent")).vocab_size
     write_bytes(tmp_path, None, eos_token=None)
