@@ -46,12 +46,14 @@ def benchmark_config(
     except ValueError as error:
         raise InputError(str(error)) from error
     room = shape.max_position_embeddings - longest
+    sizes = f"the longest prompt has {longest} tokens and {model_dir} {shape.max_position_embeddings} positions"
+    if room < 1:
+        raise InputError(f"{sizes}: none is left for an answer; expected a model of more positions")
     if max_completion_length is None:
-        max_completion_length = max(1, min(_COMPLETION, room))
+        max_completion_length = min(_COMPLETION, room)
     if not 1 <= max_completion_length <= room:
         raise InputError(
-            f"the longest prompt has {longest} tokens and {model_dir} {shape.max_position_embeddings} positions: "
-            f"expected --max-completion-length from 1 to the {room} that are left, got {max_completion_length}"
+            f"{sizes}: expected --max-completion-length from 1 to the {room} that are left, got {max_completion_length}"
         )
     if dtype is None:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"

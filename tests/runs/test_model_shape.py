@@ -213,6 +213,13 @@ def test_benchmarks_need_no_config(hf, problems, tmp_path, monkeypatch, capsys):
     assert "the result is in runs/evaluate/hf/eval.json" in capsys.readouterr().out
 
 
+def test_a_prompt_that_fills_all_positions_leaves_no_room_for_an_answer(hf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"problem": "1 + " * 200 + "1", "answer": "201"}))
+    with pytest.raises(InputError, match=r"160 positions: none is left for an answer; expected a model of more"):
+        evaluate.main(["--model", str(hf), "--benchmark", "long.jsonl"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
