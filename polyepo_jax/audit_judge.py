@@ -17,7 +17,11 @@ import rich.console
 import rich.table
 
 from polyepo_jax.command_line import parse_command_line
-from polyepo_jax.commands.saved_responses import (
+from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
+from polyepo_jax.evaluation import adjusted_rand_index
+from polyepo_jax.grading import Grading, JudgeConfig, add_counts
+from polyepo_jax.runs.run_directory import write_json
+from polyepo_jax.shared_by_commands.saved_responses import (
     Saved,
     SavedOptions,
     SavedRow,
@@ -26,10 +30,6 @@ from polyepo_jax.commands.saved_responses import (
     grade_groups,
     said_of_failures,
 )
-from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
-from polyepo_jax.evaluation import adjusted_rand_index
-from polyepo_jax.grading import Grading, JudgeConfig, add_counts
-from polyepo_jax.runs.run_directory import write_json
 from polyepo_jax.types import DEGENERATE
 
 

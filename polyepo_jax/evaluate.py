@@ -20,12 +20,10 @@ import rich.console
 import rich.table
 
 from polyepo_jax.command_line import parse_command_line
-from polyepo_jax.commands.benchmark_config import benchmark_config
-from polyepo_jax.commands.start import PROCESS_FLAGS, take
 from polyepo_jax.config import InitConfig, RunConfig
 from polyepo_jax.config.files import load, to_json
 from polyepo_jax.config.meshes import mesh_to_sample
-from polyepo_jax.config.specs import evaluation_spec, stream
+from polyepo_jax.config.static_arguments import evaluation_spec, stream
 from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import sample
 from polyepo_jax.pods import collectives, object_storage, peers, processes
@@ -34,6 +32,8 @@ from polyepo_jax.runs.model_shape import resolve
 from polyepo_jax.runs.preparation import admitted, load_params
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
+from polyepo_jax.shared_by_commands.benchmark_config import benchmark_config
+from polyepo_jax.shared_by_commands.start import PROCESS_FLAGS, take
 from polyepo_jax.tasks import Problem
 from polyepo_jax.training import data
 from polyepo_jax.types import Array

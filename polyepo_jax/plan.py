@@ -15,7 +15,6 @@ from pathlib import Path
 import jax
 import rich.console
 
-from polyepo_jax.commands.start import docstring_help, take
 from polyepo_jax.config import Config
 from polyepo_jax.config.files import load, override
 from polyepo_jax.errors import InputError, run_command
@@ -23,6 +22,7 @@ from polyepo_jax.planning.hardware import EXAMPLES, Topology, parse_topology
 from polyepo_jax.planning.plan import make_plan, to_json
 from polyepo_jax.planning.render import render
 from polyepo_jax.runs.model_shape import resolve
+from polyepo_jax.shared_by_commands.start import docstring_help, take
 
 OPTIONS = f"""\
   --config FILE      Python file with get_config(), or the config.json of a run

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from polyepo_jax.commands.start import start
 from polyepo_jax.config import SFTConfig
 from polyepo_jax.errors import RunError, run_command
 from polyepo_jax.losses import SupervisedLoss
 from polyepo_jax.runs.session import Session
 from polyepo_jax.sharding import shard_rows
+from polyepo_jax.shared_by_commands.start import start
 from polyepo_jax.training.data import demonstration_batch
 from polyepo_jax.training.update import UpdateSpec, train_step
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import jax
 
-from polyepo_jax.commands.start import start
 from polyepo_jax.config import Config
-from polyepo_jax.config.specs import draw_spec, stream, update_spec
+from polyepo_jax.config.static_arguments import draw_spec, stream, update_spec
 from polyepo_jax.errors import InputError, Interrupted, run_command
 from polyepo_jax.grading import Grader, GradingStopped
 from polyepo_jax.judges.judge import Surroundings
@@ -19,9 +18,10 @@ from polyepo_jax.runs.preparation import check_judge
 from polyepo_jax.runs.session import Session
 from polyepo_jax.sets import check_advantage
 from polyepo_jax.sharding import shard_rows
+from polyepo_jax.shared_by_commands.start import start
 from polyepo_jax.training.batch import Groups, flatten, keep_informative, num_informative
 from polyepo_jax.training.data import PromptBatch
-from polyepo_jax.training.draw import Draw, draw, summarize, trains_on_nothing
+from polyepo_jax.training.rollouts import Draw, draw, summarize, trains_on_nothing
 from polyepo_jax.training.update import pass_step, train_step
 from polyepo_jax.types import Array
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from polyepo_jax.config.specs import generation_spec
+from polyepo_jax.config.static_arguments import generation_spec
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import init, logical_axes
 from polyepo_jax.pods import collectives, processes

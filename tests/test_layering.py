@@ -27,7 +27,7 @@ LAYERS = (
     ("evaluation",),
     ("config",),
     ("runs", "planning"),
-    ("commands",),
+    ("shared_by_commands",),
     ("train", "evaluate", "sft", "plan", "convert", "grade", "audit_judge", "report"),
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params, update_rows
-from polyepo_jax.config.specs import update_spec
+from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.model import ModelConfig, logical_axes
 from polyepo_jax.planning.hardware import Chip
 from polyepo_jax.sampling import prompts_per_wave

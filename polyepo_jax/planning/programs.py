@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params
-from polyepo_jax.config.specs import generation_spec, update_spec
+from polyepo_jax.config.static_arguments import generation_spec, update_spec
 from polyepo_jax.model import logical_axes
 from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.planning import hlo

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from polyepo_jax.errors import GradeFailure
+from polyepo_jax.rewards.answer_parts import contradict
 from polyepo_jax.rewards.answers import boxed, normalise, words
 from polyepo_jax.rewards.notation import rewrite
-from polyepo_jax.rewards.parts import contradict
 from polyepo_jax.rewards.verdict import Verdict
 from polyepo_jax.rewards.workers import WorkerPool
 

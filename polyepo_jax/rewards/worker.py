@@ -17,8 +17,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from polyepo_jax.rewards.answer_parts import agree, between, contradict, pairs
 from polyepo_jax.rewards.notation import rewrite
-from polyepo_jax.rewards.parts import agree, between, contradict, pairs
 
 # Answers that between them make math-verify and sympy import all that ordinary ones need.
 _WARM_UP = (

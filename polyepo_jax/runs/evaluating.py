@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polyepo_jax.config import Config, RunConfig
-from polyepo_jax.config.specs import evaluation_spec, stream
+from polyepo_jax.config.static_arguments import evaluation_spec, stream
 from polyepo_jax.evaluation import sample
 from polyepo_jax.runs.preparation import Prepared
 

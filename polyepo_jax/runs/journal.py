@@ -9,8 +9,8 @@ from polyepo_jax.config import RunConfig
 from polyepo_jax.config.files import to_json
 from polyepo_jax.errors import RunError
 from polyepo_jax.pods import object_storage, processes
+from polyepo_jax.runs.metric_writers import JsonLines, Metrics, TensorBoard, WeightsAndBiases, Writer
 from polyepo_jax.runs.progress import Progress
-from polyepo_jax.runs.writers import JsonLines, Metrics, TensorBoard, WeightsAndBiases, Writer
 
 AnyWriter = TypeVar("AnyWriter", bound=Writer)
 

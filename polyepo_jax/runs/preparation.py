@@ -8,7 +8,7 @@ from typing import Any
 
 from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config.meshes import abstract_params, mesh_of, prompts_to_tokenize
-from polyepo_jax.config.specs import num_updates
+from polyepo_jax.config.static_arguments import num_updates
 from polyepo_jax.errors import InputError, warn_on_stderr
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.judges import Rubric

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import rich.console
 import rich.progress
 
-from polyepo_jax.runs.writers import Metrics
+from polyepo_jax.runs.metric_writers import Metrics
 
 
 class _Console(rich.console.Console):

@@ -7,14 +7,14 @@ from typing import Any
 import jax
 
 from polyepo_jax.config.files import to_json
-from polyepo_jax.config.specs import stream
+from polyepo_jax.config.static_arguments import stream
 from polyepo_jax.errors import InputError, warn_on_stderr
 from polyepo_jax.model import init
 from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import model_directory, run_directory
 from polyepo_jax.runs.checkpoints import CheckpointError, Checkpoints
+from polyepo_jax.runs.metric_writers import read_lines
 from polyepo_jax.runs.preparation import Prepared, load_params
-from polyepo_jax.runs.writers import read_lines
 from polyepo_jax.training.update import TrainState, UpdateSpec, init_state
 
 

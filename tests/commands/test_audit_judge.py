@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from polyepo_jax.audit_judge import agreement, describe, main
-from polyepo_jax.commands import saved_responses
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import adjusted_rand_index
 from polyepo_jax.model import init, save_hf
+from polyepo_jax.shared_by_commands import saved_responses
 from tests.judges.server import JudgeServer, always, shown_responses
 from tests.judges.test_mesh import MODEL
 from tests.tiny_hf import write_tokenizer

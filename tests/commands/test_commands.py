@@ -32,7 +32,7 @@ import os
 import pathlib
 import signal
 from polyepo_jax.runs.checkpoints import Checkpoints
-from polyepo_jax.runs.writers import JsonLines
+from polyepo_jax.runs.metric_writers import JsonLines
 from tests.commands.test_train import SignalsItself
 from tests.tiny import rl_config
 

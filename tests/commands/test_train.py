@@ -18,7 +18,7 @@ from polyepo_jax import evaluate, report
 from polyepo_jax.config import AlgorithmConfig, EvaluationConfig, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config.files import to_json
 from polyepo_jax.config.meshes import mesh_of
-from polyepo_jax.config.specs import stream, update_spec
+from polyepo_jax.config.static_arguments import stream, update_spec
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.losses import PolicyLoss
@@ -31,7 +31,7 @@ from polyepo_jax.sets import GRPO, MaxRL, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft
 from polyepo_jax.sharding import MeshConfig, make_mesh
 from polyepo_jax.train import train
-from polyepo_jax.training import draw
+from polyepo_jax.training import rollouts
 from polyepo_jax.training.batch import flatten
 from polyepo_jax.training.update import OptimizerConfig, init_state, pass_step, state_shardings
 from polyepo_jax.types import Prompts, Rollouts
@@ -153,14 +153,14 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number,
 def test_a_signal_during_the_rollouts_saves_what_was_done_before(finished, tmp_path, monkeypatch, capsys):
     num_rollouts = 0
 
-    def generate_in_waves(*arguments, original=draw.generate_in_waves):
+    def generate_in_waves(*arguments, original=rollouts.generate_in_waves):
         nonlocal num_rollouts
         num_rollouts += 1
         if num_rollouts in (1, 4):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    monkeypatch.setattr(draw, "generate_in_waves", generate_in_waves)
+    monkeypatch.setattr(rollouts, "generate_in_waves", generate_in_waves)
     config = rl_config(save_interval_steps=100, eval_interval_steps=3)
     for step in (0, 2):
         run(config, tmp_path)

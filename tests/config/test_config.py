@@ -16,7 +16,7 @@ from polyepo_jax.config import (
     YarnRopeScaling,
 )
 from polyepo_jax.config.files import from_json, load, override, to_json
-from polyepo_jax.config.specs import update_spec
+from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.errors import InputError
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.runs import run_directory
@@ -228,7 +228,7 @@ def test_a_missing_config_is_named(tmp_path):
         ({"max_steps": 1.5}, "max_steps: expected int, got 1.5"),
         ({"max_steps": True}, "max_steps: expected int, got True"),
         ({"task": {"class": "polyepo_jax.tasks:Nothing"}}, "task: 'polyepo_jax.tasks:Nothing' cannot be found"),
-        ({"task": {"class": "polyepo_jax.runs.writers:read_lines"}}, "is not a dataclass"),
+        ({"task": {"class": "polyepo_jax.runs.metric_writers:read_lines"}}, "is not a dataclass"),
         ({"mesh": {"class": "polyepo_jax.tasks:Polynomial"}}, "mesh: expected a MeshConfig, got a Polynomial"),
         ({"task": None}, "task must be a dataclass as of polyepo_jax.tasks, got None"),
         ({"task": {"class": 5}}, "task: '5' cannot be found"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from polyepo_jax.config import AlgorithmConfig, Config, SamplingConfig
 from polyepo_jax.config.meshes import why_not
-from polyepo_jax.config.specs import update_spec
+from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, init
 from polyepo_jax.planning.estimate import (

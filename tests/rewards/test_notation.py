@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from polyepo_jax.rewards.answer_parts import between, contradict, pairs, split
 from polyepo_jax.rewards.notation import rewrite
-from polyepo_jax.rewards.parts import between, contradict, pairs, split
 
 
 @pytest.mark.parametrize(

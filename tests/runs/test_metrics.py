@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from polyepo_jax.runs.metric_writers import JsonLines, TensorBoard, WeightsAndBiases, read_lines
 from polyepo_jax.runs.progress import Progress
-from polyepo_jax.runs.writers import JsonLines, TensorBoard, WeightsAndBiases, read_lines
 from polyepo_jax.sets import has_signal
 from polyepo_jax.training.metrics import completions_of, rollout_metrics
 from polyepo_jax.types import Grades, Rollouts

@@ -1,38 +1,18 @@
-"""Manifests of checkpoints: what a checkpoint holds, by which damage and other runs' checkpoints are found."""
+"""Manifests of checkpoints: what each one should hold, by which damage and other runs' checkpoints are found."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 from etils import epath
 
 from polyepo_jax.pods import processes
 from polyepo_jax.pods.object_storage import files_below
 from polyepo_jax.runs.checkpoints import files
+from polyepo_jax.runs.checkpoints.contents import arrays_of
 from polyepo_jax.runs.checkpoints.errors import CheckpointError, DamagedError
 from polyepo_jax.runs.checkpoints.save_in_progress import SaveInProgress
-from polyepo_jax.training.update import TrainState
-
-IDENTITY = ("fingerprint", "config_hash")  # keys of the meta that the manifest repeats
-
-
-def rest_of(state: TrainState) -> dict[str, Any]:
-    """The state without the params: these are an item of their own, so that others can read them alone."""
-    return {"step": state.step, "opt_state": state.opt_state, "nonfinite_in_a_row": state.nonfinite_in_a_row}
-
-
-def _arrays(tree: Any) -> dict[str, str]:
-    """What a manifest says of a tree: dtype and shape of each leaf, by its path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
-
-
-def contents_of(state: TrainState, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest but for its files."""
-    identity = {name: meta[name] for name in IDENTITY if name in meta}
-    return {"params": _arrays(state.params), "rest": _arrays(rest_of(state)), **identity}
 
 
 class Manifests:
@@ -90,7 +70,7 @@ class Manifests:
         for item, tree in expected.items():
             if item not in manifest:
                 continue
-            there, wanted = manifest[item], _arrays(tree)
+            there, wanted = manifest[item], arrays_of(tree)
             for name in [*wanted, *there]:
                 if there.get(name) != wanted.get(name):
                     raise CheckpointError(

@@ -1,7 +1,6 @@
 """The checkpoints of a run directory: saved, restored, passed over where they are damaged."""
 
 import concurrent.futures
-import dataclasses
 import functools
 import json
 import logging
@@ -16,7 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from polyepo_jax.pods import collectives, processes
-from polyepo_jax.runs.checkpoints import files, orbax_threads
+from polyepo_jax.runs.checkpoints import contents, files, orbax_threads
 from polyepo_jax.runs.checkpoints.errors import (
     CheckpointError,
     DamagedError,
@@ -25,7 +24,7 @@ from polyepo_jax.runs.checkpoints.errors import (
     first,
     why,
 )
-from polyepo_jax.runs.checkpoints.manifests import IDENTITY, Manifests, contents_of, rest_of
+from polyepo_jax.runs.checkpoints.manifests import Manifests
 from polyepo_jax.runs.checkpoints.reading import newest_readable, of_primary
 from polyepo_jax.runs.checkpoints.save_in_progress import SaveInProgress
 from polyepo_jax.training.update import TrainState
@@ -41,10 +40,6 @@ def any_checkpoint(directory: Path | epath.Path | str) -> bool:
       RestoreError: it cannot be read.
     """
     return of_primary(lambda: bool(files.numbered(epath.Path(directory) / "checkpoints")))
-
-
-def _abstract(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
@@ -78,11 +73,7 @@ class Checkpoints:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="seal")
         self._save: SaveInProgress | None = None
         self._sealing: concurrent.futures.Future | None = None
-        self._handler = ocp.CompositeCheckpointHandler(
-            params=ocp.StandardCheckpointHandler(),
-            rest=ocp.StandardCheckpointHandler(),
-            meta=ocp.JsonCheckpointHandler(),
-        )
+        self._handler = contents.handler()
         self._checkpointer = ocp.AsyncCheckpointer(
             self._handler,
             async_options=ocp.options.AsyncOptions(timeout_secs=_TIMEOUT_S, barrier_sync_fn=self._barrier),
@@ -97,26 +88,21 @@ class Checkpoints:
         assert self._save is not None
         self._save.barrier(key, timeout_ms)
 
-    def _restored(self, step: int, **items: Any) -> Any:
+    def _restored(self, step: int, items: Mapping[str, Any]) -> Any:
         """Items of a checkpoint, by the handler: orbax's own `restore` ends in a barrier that a failing one misses."""
         return self._handler.restore(self._path / str(step), args=ocp.args.Composite(**items))
 
     def _restored_state(
         self, state: TrainState, shardings: Any, step: int, manifest: Mapping[str, Any]
     ) -> tuple[TrainState, dict[str, Any]]:
-        restored = self._restored(
-            step,
-            params=ocp.args.StandardRestore(_abstract(state.params, shardings.params)),
-            rest=ocp.args.StandardRestore(_abstract(rest_of(state), rest_of(shardings))),
-            meta=ocp.args.JsonRestore(),
-        )
-        new = dataclasses.replace(state, params=restored["params"], **restored["rest"])
+        restored = self._restored(step, contents.to_restore(state, shardings))
+        new = contents.restored_state(state, restored)
         if int(new.step) != step:
             raise DamagedError(f"it holds step {int(new.step)}")
         meta = restored["meta"]
         if "data" not in meta:  # as it was saved before there were several processes
             meta["data"] = json.loads((self._path / str(step) / "data" / "process_0-of-1.json").read_text())
-        for name in IDENTITY:
+        for name in contents.IDENTITY:
             if name in manifest and manifest[name] != meta.get(name):
                 raise DamagedError(f"its manifest is of another run: {name} {manifest[name]}, not {meta.get(name)}")
         return new, meta
@@ -165,16 +151,9 @@ class Checkpoints:
         if step in self._present():
             raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
         save = self._save = SaveInProgress(step)
-        contents = contents_of(state, meta)
+        description = contents.described(state, meta)
         try:
-            self._checkpointer.save(
-                self._path / str(step),
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    rest=ocp.args.StandardSave(rest_of(state)),
-                    meta=ocp.args.JsonSave(dict(meta)),
-                ),
-            )
+            self._checkpointer.save(self._path / str(step), args=contents.to_save(state, meta))
         except Exception as error:
             if not isinstance(error, FailedElsewhere):
                 save.fail(error)
@@ -183,7 +162,7 @@ class Checkpoints:
             self._sealing = concurrent.futures.Future()
             self._sealing.set_exception(error)
         else:
-            self._sealing = self._executor.submit(self._seal, save, contents)
+            self._sealing = self._executor.submit(self._seal, save, description)
 
     def _prepare(self, step: int) -> None:
         """Finds out beforehand, for all processes, whether process 0 can write: it makes the directories."""
@@ -203,7 +182,7 @@ class Checkpoints:
         if reason is not None:
             raise SaveError(step, reason)
 
-    def _seal(self, save: SaveInProgress, contents: Mapping[str, Any]) -> None:
+    def _seal(self, save: SaveInProgress, description: Mapping[str, Any]) -> None:
         """Writes the manifest of a checkpoint once it is complete, and deletes the oldest ones.
 
         Runs beside the training loop, which joins it before it touches the checkpoints again.
@@ -214,7 +193,7 @@ class Checkpoints:
                 writer.join(0.25)
                 save.check_others()  # what has failed there, this process may wait for
             self._checkpointer.wait_until_finished()
-            self._manifests.write(save, contents)
+            self._manifests.write(save, description)
             self._delete_old()
         except BaseException as error:
             if not isinstance(error, FailedElsewhere):
@@ -268,13 +247,13 @@ class Checkpoints:
         if not complete:
             return None
         restore = functools.partial(self._restored_state, state, shardings)
-        expected = {"params": state.params, "rest": rest_of(state)}
+        expected = {"params": state.params, "rest": contents.rest_of(state)}
         found, step, unreadable = newest_readable(self._path, self._manifests, restore, expected, complete)
         for bad, reason in unreadable.items():
             self._put_aside(bad)
             warn(f"checkpoint {bad} cannot be read ({reason}); moved to {self._aside}; going on from checkpoint {step}")
         if of_primary(lambda: not self._manifests.of(step).exists()):  # its processes died before they could
-            self._manifests.write(SaveInProgress(step), contents_of(*found))
+            self._manifests.write(SaveInProgress(step), contents.described(*found))
         return found
 
     def restore_params(
@@ -295,7 +274,7 @@ class Checkpoints:
         """
 
         def restore(step: int, manifest: Mapping[str, Any]) -> Any:
-            return self._restored(step, params=ocp.args.StandardRestore(_abstract(params, shardings)))["params"]
+            return self._restored(step, contents.params_to_restore(params, shardings))["params"]
 
         steps = self.steps()
         if not steps or (step is not None and step not in steps):

@@ -8,7 +8,7 @@ from polyepo_jax.config.sections import Config, RunConfig
 from polyepo_jax.model.tokenizer import Tokenizer
 from polyepo_jax.sampling import GenerationSpec, Sampling
 from polyepo_jax.sharding import Mesh
-from polyepo_jax.training.draw import DrawSpec
+from polyepo_jax.training.rollouts import DrawSpec
 from polyepo_jax.training.update import UpdateSpec
 
 
