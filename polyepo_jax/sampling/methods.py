@@ -76,10 +76,10 @@ def sample_token(logits_V: Array, uniform: Array) -> tuple[Array, Array]:
     """
     chex.assert_rank([logits_V, uniform], [1, 0])
     size = logits_V.size
-    width = math.isqrt(size - 1) + 1
-    shifted_V = logits_V - jnp.max(logits_V)
-    weights_V = jnp.exp(shifted_V)
-    blocks = jnp.pad(weights_V, (0, -size % width)).reshape(-1, width)
+    width = _block_width(size)
+    # Padding adds no weight. Without it nothing is copied, and no weight but those of one block is ever stored.
+    padded = jnp.pad(logits_V, (0, -size % width), constant_values=-jnp.inf) if size % width else logits_V
+    blocks, top = padded.reshape(-1, width), jnp.max(logits_V)
 
     def invert(weights, target):
         # The first index whose running sum exceeds the target. It has weight, unless rounding put the target
@@ -90,9 +90,16 @@ def sample_token(logits_V: Array, uniform: Array) -> tuple[Array, Array]:
         index = jnp.clip(index, first, last)
         return index, target - (running[index] - weights[index])
 
-    block_weights = jnp.sum(blocks, axis=1)
+    block_weights = jnp.sum(jnp.exp(blocks - top), axis=1)
     total = jnp.sum(block_weights)
-    block, remainder = invert(block_weights, uniform.astype(weights_V.dtype) * total)
-    within, _ = invert(blocks[block], remainder)
+    block, remainder = invert(block_weights, uniform.astype(total.dtype) * total)
+    within, _ = invert(jnp.exp(blocks[block] - top), remainder)
     token = (block * width + within).astype(jnp.int32)
-    return token, shifted_V[token] - jnp.log(total)
+    return token, blocks[block, within] - top - jnp.log(total)
+
+
+def _block_width(size: int) -> int:
+    """About sqrt(size): a power of two where one within a factor of four divides the size, so that nothing is padded."""
+    root = math.isqrt(size - 1) + 1
+    powers = [2**k for k in range(1, size.bit_length()) if root / 4 <= 2**k <= 2 * root and size % 2**k == 0]
+    return max(powers, default=root)
