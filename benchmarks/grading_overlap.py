@@ -13,7 +13,7 @@ import numpy as np
 
 from polyepo_jax.grading import Grader, JudgeConfig, Submitted, decode
 from polyepo_jax.model import ModelConfig, init
-from polyepo_jax.sampling import GenerationSpec, generate_in_waves
+from polyepo_jax.sampling import GenerationSpec, Rollout
 from polyepo_jax.sharding import MeshConfig, make_mesh
 from polyepo_jax.tasks import Polynomial
 from polyepo_jax.types import Prompts
@@ -59,12 +59,11 @@ def main() -> None:
         started = time.perf_counter()
         submitted: list[Submitted] = []
         rows = PROMPTS_A_WAVE * NUM_GENERATIONS
-        for wave in generate_in_waves(spec, params, prompts, jax.random.key(0), mesh, rows):
-            on_host = jax.device_get(wave)
-            texts = decode(task.tokenizer, on_host)
+        for ended in Rollout(spec, params, prompts, jax.random.key(0), mesh, rows).finished():
+            texts = decode(task.tokenizer, ended.rollouts)
             if grader is not None:
-                chosen = problems[len(submitted) : len(submitted) + len(texts)]
-                submitted += grader.submit(chosen, texts, np.asarray(on_host.truncated_PN))
+                chosen = [problems[row] for row in ended.prompts]
+                submitted += grader.submit(chosen, texts, np.asarray(ended.rollouts.truncated_PN))
         if grader is not None:
             grader.collect(submitted)
         return time.perf_counter() - started

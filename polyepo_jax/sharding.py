@@ -121,10 +121,14 @@ def rows(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Devices that rows are cut over; those along the other axis hold the same rows."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def row_sharding(mesh: Mesh, num_rows: int) -> NamedSharding:
     """Where an array of so many rows lies: cut along them, or copied where the mesh does not divide them."""
-    num_shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return rows(mesh) if num_rows % num_shards == 0 else replicated(mesh)
+    return rows(mesh) if num_rows % num_row_shards(mesh) == 0 else replicated(mesh)
 
 
 def shard_rows(mesh: Mesh, tree):
@@ -173,37 +177,6 @@ def row_owners(sharding: NamedSharding, num_rows: int) -> np.ndarray:
     return owners_B
 
 
-def own_rows(tree: Any) -> tuple[np.ndarray, Any]:
-    """The rows that this process takes to its host (`row_owners`): each row goes to one process.
-
-    Args:
-      tree: arrays of equally many rows, all cut as `shard_rows` does.
-
-    Returns:
-      Their indices, and the tree of NumPy arrays that hold them; waits until they are computed.
-    """
-    first = jax.tree.leaves(tree)[0]
-    if first.is_fully_addressable:
-        return np.arange(first.shape[0]), jax.device_get(tree)
-    owned = np.flatnonzero(row_owners(first.sharding, first.shape[0]) == jax.process_index())
-
-    def fetch(x: Array) -> np.ndarray:
-        rows = np.empty((owned.size, *x.shape[1:]), x.dtype)
-        missing = np.ones(owned.size, bool)
-        for shard in x.addressable_shards:
-            held = range(*shard.index[0].indices(x.shape[0]))
-            wanted = missing & (owned >= held.start) & (owned < held.stop)
-            if np.any(wanted):
-                rows[wanted] = np.asarray(shard.data)[owned[wanted] - held.start]
-                missing &= ~wanted
-        return rows
-
-    for leaf in jax.tree.leaves(tree):
-        for shard in leaf.addressable_shards:
-            shard.data.copy_to_host_async()
-    return owned, jax.tree.map(fetch, tree)
-
-
 def any_process(mesh: Mesh, flag: bool) -> Array:
     """Whether `flag` is set in any process: a scalar on all devices, being computed; all processes call this."""
     flags = jax.make_array_from_callback(
@@ -247,6 +220,13 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, axes, PartitionSpec.UNCONSTRAINED))
+
+
+def everywhere(x: Array) -> Array:
+    """A copy on every device of the mesh in use."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
 def gathered(params: Any, logical_axes: Any, dtype: Any) -> Any:

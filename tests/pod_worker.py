@@ -12,8 +12,8 @@ from polyepo_jax.config.static_arguments import generation_spec
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import init, logical_axes
 from polyepo_jax.pods import collectives, processes
-from polyepo_jax.sampling import generate_in_waves, own_prompts
-from polyepo_jax.sharding import MeshConfig, any_process, make_mesh, own_rows, param_shardings, shard_rows
+from polyepo_jax.sampling import Rollout, own_prompts
+from polyepo_jax.sharding import MeshConfig, any_process, make_mesh, param_shardings, shard_rows
 from polyepo_jax.tasks import Polynomial
 from polyepo_jax.training.data import to_prompts
 from tests.tiny import MODEL, rl_config
@@ -22,23 +22,24 @@ MAX_ROWS = 32
 
 
 def tokens(mesh, num_prompts: int) -> list:
-    """All tokens of a step: prompts in waves, the last one not full; rows gathered from their owners."""
+    """All tokens of a step, in slots that are refilled; rows gathered from the processes that deal with them."""
     # Heads that two tensor-parallel devices can share.
     model = dataclasses.replace(MODEL, num_key_value_heads=2)
     config = rl_config(task=Polynomial(), num_generations=4, model=model)
     spec, task = generation_spec(config), config.task
     problems = task.problems("train")[:num_prompts]
-    own_P = own_prompts(num_prompts, spec.num_generations, MAX_ROWS, mesh)
+    own_P = own_prompts(num_prompts, spec.num_generations, mesh)
     prompts = to_prompts(problems, task.tokenizer, config.max_prompt_length, own_P)
     make = jax.jit(init, static_argnums=0, out_shardings=param_shardings(mesh, logical_axes(config.model)))
     params = make(config.model, jax.random.key(0))
-    rows, values, first = [], [], 0
-    for wave in generate_in_waves(spec, params, prompts, jax.random.key(1), mesh, MAX_ROWS):
-        indices, on_host = own_rows(wave)
-        rows += (first + indices).tolist()
-        values += on_host.tokens_PNT.tolist()
-        first += len(wave.truncated_PN)
-    return collectives.gather_rows(rows, values)
+    rollout = Rollout(spec, params, prompts, jax.random.key(1), mesh, MAX_ROWS)
+    rows, values = [], []
+    for ended in rollout.finished():
+        rows += ended.prompts
+        values += ended.rollouts.tokens_PNT.tolist()
+    gathered = collectives.gather_rows(rows, values)
+    assert collectives.to_host(rollout.rollouts()).tokens_PNT.tolist() == gathered
+    return gathered
 
 
 def refusal(refused_by: int) -> str | None:
@@ -70,12 +71,10 @@ def main() -> None:
     seen["agreed"] = collectives.gather(refusal(-1))
     for name, sizes in {"data": {}, "fsdp": {"fsdp": 4}, "tensor": {"fsdp": 2, "tensor": 2}}.items():
         mesh = make_mesh(MeshConfig(**sizes))
-        seen[f"tokens/{name}"] = tokens(mesh, 12)
+        # 12 prompts do not divide over all meshes, 16 do.
+        seen[f"tokens/{name}"] = [tokens(mesh, 12), tokens(mesh, 16)]
         cut = shard_rows(mesh, np.arange(24).reshape(8, 3))
-        seen[f"rows/{name}"] = collectives.gather([part.tolist() for part in own_rows(cut)])
         seen[f"to_host/{name}"] = collectives.gather(collectives.to_host(cut).tolist())
-        copied = shard_rows(mesh, np.arange(14).reshape(7, 2))
-        seen[f"copied/{name}"] = collectives.gather(own_rows(copied)[0].tolist())
         seen[f"any/{name}"] = [bool(any_process(mesh, index == 1)), bool(any_process(mesh, False))]
     if processes.is_primary():
         Path(sys.argv[1]).write_text(json.dumps(seen))

@@ -10,7 +10,7 @@ import numpy as np
 from polyepo_jax.config.sections import Config, RunConfig, SFTConfig
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import ModelConfig, init, logical_axes
-from polyepo_jax.sampling import own_prompts, prompts_per_wave
+from polyepo_jax.sampling import own_prompts
 from polyepo_jax.sharding import (
     AXES,
     AbstractMesh,
@@ -59,14 +59,6 @@ def why_not(config: RunConfig, sizes: tuple[int, int, int]) -> str | None:
             f"mesh.data * mesh.fsdp = {num_shards} does not divide {name} = {rows} rows (the next that it divides: "
             f"{-(-rows // num_shards) * num_shards})"
         )
-    if isinstance(config, Config):
-        prompts, generations = config.prompts_per_step, config.num_generations
-        wave = prompts_per_wave(prompts, generations, config.sampling.max_rows, num_shards) * generations
-        if wave % num_shards:
-            return (
-                f"mesh.data * mesh.fsdp = {num_shards} does not divide the rows of a wave, {wave} "
-                f"(sampling.max_rows = {config.sampling.max_rows}, num_generations = {generations})"
-            )
     return None
 
 
@@ -125,7 +117,7 @@ def mesh_of(config: RunConfig) -> Mesh:
 def prompts_to_tokenize(config: RunConfig, mesh: Mesh) -> np.ndarray:
     """Which prompts of a step's batch this process needs for its devices, bool[P]."""
     if isinstance(config, Config):
-        return own_prompts(config.prompts_per_step, config.num_generations, config.sampling.max_rows, mesh)
+        return own_prompts(config.prompts_per_step, config.num_generations, mesh)
     return local_rows(row_sharding(mesh, config.prompts_per_step), config.prompts_per_step)
 
 

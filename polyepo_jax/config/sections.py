@@ -85,11 +85,6 @@ class EvaluationConfig:
                 _check_number(self, name, 1)
         if self.num_samples > MAX_SAMPLES:
             raise ValueError(f"num_samples must be at most {MAX_SAMPLES}, got {self.num_samples}")
-        if self.max_rows < self.num_samples:
-            raise ValueError(
-                f"max_rows ({self.max_rows}) must be at least num_samples ({self.num_samples}): the generations of "
-                "a problem are sampled together"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +118,7 @@ class SamplingConfig:
     Attributes:
       top_k: keeps this many most likely tokens; 0 keeps all.
       top_p: keeps the fewest most likely tokens whose probability reaches this; 1 keeps all.
-      max_rows: generations sampled at a time; prompts come in waves of so many. It bounds the key/value cache and
+      max_rows: generations sampled at a time: one that ends makes room for the next. It bounds the key/value cache and
         changes no token; `python -m polyepo_jax.plan` says what fits.
       gather_weights: hold a copy of the weights in the model's dtype, not cut over `mesh.fsdp`, during a rollout;
         without it every layer is fetched anew for every token.
@@ -293,11 +288,6 @@ class Config(RunConfig):
         super().__post_init__()
         _check_number(self, "num_generations", 2)
         self.sampler()
-        if self.sampling.max_rows < self.num_generations:
-            raise ValueError(
-                f"sampling.max_rows ({self.sampling.max_rows}) must be at least num_generations "
-                f"({self.num_generations}): the generations of a prompt are sampled together"
-            )
         check = getattr(self.algorithm.advantage, "check", None)
         if check is not None:
             check(self.num_generations)

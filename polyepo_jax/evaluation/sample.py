@@ -10,8 +10,8 @@ import numpy as np
 from polyepo_jax.evaluation.summaries import summarize
 from polyepo_jax.grading import BY_THE_TASK, Grader, Grading, Submitted, decode, join
 from polyepo_jax.pods import collectives
-from polyepo_jax.sampling import GenerationSpec, generate_in_waves, own_prompts, until_stopped
-from polyepo_jax.sharding import Mesh, own_rows
+from polyepo_jax.sampling import GenerationSpec, Rollout, own_prompts, until_stopped
+from polyepo_jax.sharding import Mesh
 from polyepo_jax.tasks import Problem, Task
 from polyepo_jax.training.data import to_prompts
 from polyepo_jax.types import Grades
@@ -61,19 +61,17 @@ def sample(
     rows: list[int] = []  # of the problems, that this process grades
     truncated: list[list[bool]] = []
     submitted: list[Submitted] = []
-    num_sampled = 0
-    own_P = own_prompts(len(problems), spec.num_generations, max_rows, mesh)
-    prompts = to_prompts(problems, task.tokenizer, max_prompt_length, own_P)
+    prompts = to_prompts(
+        problems, task.tokenizer, max_prompt_length, own_prompts(len(problems), spec.num_generations, mesh)
+    )
     with Grader(task, BY_THE_TASK, stop_requested=stop_requested) as grader:
-        waves = generate_in_waves(spec, params, prompts, key, mesh, max_rows)
-        for wave in until_stopped(waves, mesh, stop_requested):
-            indices, rollouts = own_rows(wave)
-            own = (num_sampled + indices).tolist()
-            num_sampled += len(wave.truncated_PN)
-            truncated_PN = np.asarray(rollouts.truncated_PN)
-            submitted += grader.submit([problems[row] for row in own], decode(task.tokenizer, rollouts), truncated_PN)
+        rollout = Rollout(spec, params, prompts, key, mesh, max_rows)
+        for ended in until_stopped(rollout.finished(), mesh, stop_requested):
+            truncated_PN = np.asarray(ended.rollouts.truncated_PN)
+            own = [problems[row] for row in ended.prompts]
+            submitted += grader.submit(own, decode(task.tokenizer, ended.rollouts), truncated_PN)
             truncated += truncated_PN.tolist()
-            rows += own
+            rows += ended.prompts
         gradings = [grading.to_json() for grading in grader.collect(submitted)]
     everywhere = collectives.gather_rows(rows, list(zip(gradings, truncated, strict=True)))
     grading = join([Grading.from_json(value) for value, _ in everywhere])

@@ -34,7 +34,7 @@ from polyepo_jax.sampling import (
     LabelSpec,
     Sampling,
     choose_labels,
-    generate_in_waves,
+    generate,
     in_waves,
     prompts_per_wave,
 )
@@ -276,15 +276,12 @@ class _JudgeOnMesh:
             sampling=Sampling(self.settings.temperature),
         )
         prompts = self._prompts(questions)
-        waves = generate_in_waves(spec, self.params, prompts, self._key, self.mesh, self._max_rows)
-        results: list[Clusters | GradeFailure] = []
-        for wave in map(collectives.to_host, waves):
-            for tokens_NT, mask_NT, truncated_N in zip(
-                wave.tokens_PNT, wave.completion_mask_PNT, wave.truncated_PN, strict=True
-            ):
-                text = tokenizer.decode(tokens_NT[0][mask_NT[0]].tolist())
-                results.append(self._read(questions[len(results)], text, bool(truncated_N[0])))
-        return results
+        replies = collectives.to_host(generate(spec, self.params, prompts, self._key, self.mesh, self._max_rows))
+        rows = zip(questions, replies.tokens_PNT, replies.completion_mask_PNT, replies.truncated_PN, strict=True)
+        return [
+            self._read(question, tokenizer.decode(tokens_NT[0][mask_NT[0]].tolist()), bool(truncated_N[0]))
+            for question, tokens_NT, mask_NT, truncated_N in rows
+        ]
 
     def _read(self, question: _Question, text: str, truncated: bool) -> Clusters | GradeFailure:
         counts = {"shortened": question.num_shortened}

@@ -1,6 +1,7 @@
-"""The key/value cache: a value that is passed in and returned."""
+"""Key/value caches: values that are passed in and returned."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,82 @@ class Cache:
             mask_BC=jnp.pad(jnp.repeat(self.mask_BC, num_copies, axis=0), ((0, 0), (0, grow))),
             length=self.length,
         )
+
+
+# Arrays of all layers: a tuple of one a layer, or one array in which they are stacked along a leading axis.
+Layers = tuple[Array, ...] | Array
+
+
+def each_layer(function: Callable[..., Array], *layers: Layers) -> Layers:
+    """`function` of every layer's arrays."""
+    if isinstance(layers[0], tuple):
+        return tuple(map(function, *layers))
+    return jax.vmap(function)(*layers)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PromptCache:
+    """Keys and values of prompts, for rows that refer to them.
+
+    keys, values: [P, K, T, A] a layer.
+    mask_PT: bool, True on real tokens.
+    """
+
+    keys: Layers
+    values: Layers
+    mask_PT: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """Keys and values of the newest tokens of rows that decode a token at a time, each row at its own position.
+
+    All rows write the same slot at the same time, wherever they are in their texts: nothing is scattered, and a row is
+    given to another text by setting its length to 0.
+
+    keys, values: [B, K, C, A] a layer.
+    lengths_B: int32, how many of the newest slots belong to a row's text; C at most.
+    step: int32 scalar, tokens written so far by every row; the next goes to slot step % C.
+    """
+
+    keys: Layers
+    values: Layers
+    lengths_B: Array
+    step: Array
+
+    @property
+    def capacity(self) -> int:
+        """C."""
+        return (self.keys[0] if isinstance(self.keys, tuple) else self.keys).shape[-2]
+
+    def mask_BC(self) -> Array:
+        """The slots that each row's next token looks at, its own included."""
+        ages_C = (self.step - jnp.arange(self.capacity)) % self.capacity
+        return ages_C[None, :] <= self.lengths_B[:, None]
+
+    def write(self, layers: Layers, layer: Array | int, new_BKA: Array) -> Layers:
+        """`keys` or `values` with the next slot of a layer filled."""
+        slot = self.step % self.capacity
+        if isinstance(layers, tuple):
+            assert isinstance(layer, int)
+            new = jax.lax.dynamic_update_slice(layers[layer], new_BKA[:, :, None], (0, 0, slot, 0))
+            return (*layers[:layer], new, *layers[layer + 1 :])
+        return jax.lax.dynamic_update_slice(layers, new_BKA[None, :, :, None], (layer, 0, 0, slot, 0))
+
+    def step_of_twice(self) -> Array:
+        """The step of a ring whose keys and values are `twice` these."""
+        return self.capacity + self.step % self.capacity
+
+
+def twice(layers: Layers) -> Layers:
+    """Keys or values in a ring of twice as many slots, at the step `Ring.step_of_twice`.
+
+    Slot j goes to j and to C + j: whichever of the two is as old as it was is the one that is looked at, and the other
+    counts as older than C, or comes next to be written.
+    """
+    return each_layer(lambda x_BKCA: jnp.concatenate([x_BKCA, x_BKCA], axis=2), layers)
 
 
 def init_cache(config: ModelConfig, batch_size: int, capacity: int) -> Cache:

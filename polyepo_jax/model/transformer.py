@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polyepo_jax.model.attention import attend, kernel_of, self_attend
-from polyepo_jax.model.cache import Cache
+from polyepo_jax.model.attention import attend, attend_shared, kernel_of, self_attend
+from polyepo_jax.model.cache import Cache, PromptCache, Ring
 from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.model.rotary import rotary_factors, rotary_frequencies, rotary_scale, rotate
 from polyepo_jax.sharding import constrain
@@ -209,11 +209,12 @@ def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions
     """Embeds, runs all layers and normalises.
 
     Args:
+      params: as from `init`, or from `unstacked`.
       carry: handed from layer to layer.
       attend_layer: (carry, index of the layer, query, keys, values) -> attended, carry, what to keep of the layer.
 
     Returns:
-      hidden_BTD; the last carry; what was kept, stacked along a leading axis L.
+      hidden_BTD; the last carry; what was kept, stacked along a leading axis L, or in a list of `unstacked` layers.
     """
     frequencies = rotary_frequencies(
         config.head_dim, config.rope_theta, config.rope_scaling, jnp.promote_types(config.dtype, jnp.float32)
@@ -239,9 +240,15 @@ def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions
     if config.remat != "none":
         apply_layer = jax.checkpoint(apply_layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
     x_BTD = _between(outer.embed_tokens[...][tokens_BT].astype(config.dtype))
-    indices = jnp.arange(config.num_hidden_layers)
-    unroll = config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
-    (x_BTD, carry), kept = jax.lax.scan(apply_layer, (x_BTD, carry), (indices, params["layers"]), unroll=unroll)
+    if isinstance(params["layers"], tuple):
+        kept = []
+        for layer in enumerate(params["layers"]):
+            (x_BTD, carry), kept_of_layer = apply_layer((x_BTD, carry), layer)
+            kept.append(kept_of_layer)
+    else:
+        indices = jnp.arange(config.num_hidden_layers)
+        unroll = config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
+        (x_BTD, carry), kept = jax.lax.scan(apply_layer, (x_BTD, carry), (indices, params["layers"]), unroll=unroll)
     # Whole sequences again: what follows cuts the vocabulary.
     return constrain(outer.norm(x_BTD), "batch", None, None), carry, kept
 
@@ -307,6 +314,58 @@ def prefill(config: ModelConfig, params: Params, tokens_BT: Array, mask_BT: Arra
 
     hidden_BTD, _, (keys, values) = _run_layers(config, params, tokens_BT, _positions(mask_BT), None, attend_new)
     return hidden_BTD, Cache(keys, values, mask_BT, jnp.full((), tokens_BT.shape[1], jnp.int32))
+
+
+def unstacked(params: Params) -> Params:
+    """Parameters whose layers are a tuple: no step of a decode loop has to cut a layer's out of the stack."""
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count))
+    return {**params, "layers": layers}
+
+
+def prompt_cache(config: ModelConfig, params: Params, tokens_PT: Array, mask_PT: Array) -> PromptCache:
+    """Keys and values of prompts, in layers as the parameters are.
+
+    Args:
+      tokens_PT, mask_PT: as in `forward`.
+    """
+    kernel = kernel_of(config)
+
+    def attend_new(carry, index, query, keys, values):
+        attended = self_attend(kernel, query, keys, values, mask_PT)
+        return attended, carry, (keys.swapaxes(1, 2), values.swapaxes(1, 2))
+
+    _, _, kept = _run_layers(config, params, tokens_PT, _positions(mask_PT), None, attend_new)
+    keys, values = zip(*kept, strict=True) if isinstance(params["layers"], tuple) else kept
+    return PromptCache(keys, values, mask_PT)
+
+
+def decode_step(
+    config: ModelConfig, params: Params, tokens_B: Array, positions_B: Array, prompts: PromptCache, ring: Ring
+) -> tuple[Array, Ring]:
+    """The final, normalised hidden states [B, D] of one more token in every row.
+
+    Args:
+      params: layers as those of `prompts` and `ring`.
+      positions_B: of these tokens in their texts, prompt included.
+      prompts: of P prompts, each of the B / P rows that are adjacent.
+      ring: of the rows' own tokens.
+
+    Returns:
+      hidden_BD in config.dtype; the ring with keys and values of these tokens, its lengths unchanged.
+    """
+    mask_BC = ring.mask_BC()
+
+    def attend_layer(carry, index, query, keys, values):
+        own_keys, own_values = (ring.write(x, index, new[:, 0]) for x, new in zip(carry, (keys, values), strict=True))
+        of_prompt = prompts.keys[index], prompts.values[index], prompts.mask_PT
+        attended = attend_shared(query[:, 0], *of_prompt, own_keys[index], own_values[index], mask_BC)
+        return attended[:, None], (own_keys, own_values), None
+
+    hidden, (keys, values), _ = _run_layers(
+        config, params, tokens_B[:, None], positions_B[:, None], (ring.keys, ring.values), attend_layer
+    )
+    return hidden[:, 0], Ring(keys, values, ring.lengths_B, ring.step + 1)
 
 
 def output_params(params: Params) -> Params:

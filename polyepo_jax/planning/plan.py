@@ -192,7 +192,7 @@ def _phases(
     update = Phase(memory, compiled[0], 0, work, *work.seconds(chip))
 
     memory = rollout_memory(config, shape)
-    waves, steps = num_waves(config, shape), config.max_completion_length - 1
+    waves, steps = num_waves(config, shape), config.max_completion_length
     total = rollout_work(config, shape)
     total = dataclasses.replace(total, sent_bytes=_sent(compiled[1], total.sent_bytes, chip, waves))
     prefill, decode = prefill_work(config, shape), decode_work(config, shape).times(steps)
@@ -203,7 +203,7 @@ def _phases(
     (first, first_by), (second, second_by) = prefill.seconds(chip), decode.seconds(chip)
     seconds = None if first is None or second is None else waves * (first + second)
     bound_by = second_by if second is None or first is None or second >= first else first_by
-    # generate takes the parameters; the optimizer's state, and a reference policy, lie beside it.
+    # A rollout takes the parameters; the optimizer's state, and a reference policy, lie beside it.
     own = memory.weights // (2 if config.algorithm.loss.needs_reference else 1)
     beside = memory.optimizer + memory.weights - own
     return update, Phase(memory, compiled[1], beside, total, seconds, bound_by)

@@ -14,11 +14,11 @@ from polyepo_jax.config.static_arguments import generation_spec, update_spec
 from polyepo_jax.model import logical_axes
 from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.planning import hlo
-from polyepo_jax.planning.estimate import wave_rows
-from polyepo_jax.sampling import generate
-from polyepo_jax.sharding import Mesh, param_shardings, replicated, row_sharding
+from polyepo_jax.planning.estimate import ring_capacity, rollout_schedule, wave_rows
+from polyepo_jax.sampling import slots
+from polyepo_jax.sharding import Mesh, num_row_shards, param_shardings, replicated, row_sharding
 from polyepo_jax.training.update import init_state, state_shardings, train_step
-from polyepo_jax.types import Batch, Prompts
+from polyepo_jax.types import Batch
 
 # Which tokens end a completion changes nothing in the program but their number.
 _STAND_IN = CharacterTokenizer(alphabet="ab", stop="a")
@@ -60,6 +60,10 @@ def _abstract(tree: Any, shardings: Any) -> Any:
 
 def _row_array(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh, shape[0]))
+
+
+def _int_array(mesh: Mesh, rows: int) -> Any:
+    return _row_array(mesh, (rows,), jnp.int32)
 
 
 def _compile(lower: Callable[[], Any], unknown_trip_count: int) -> Program | TooLarge:
@@ -106,16 +110,30 @@ def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
 
 
 def compile_rollout(config: Config, mesh: Mesh) -> Program | TooLarge:
-    """`generate` of a wave; a loop that ends early is counted at its longest."""
-    spec = generation_spec(config, _STAND_IN)
-    params = _abstract(abstract_params(config.model), param_shardings(mesh, logical_axes(config.model)))
-    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    prompts = wave_rows(config, num_shards) // config.num_generations
-    arrays = Prompts(
-        tokens_PT=_row_array(mesh, (prompts, config.max_prompt_length), jnp.int32),  # type: ignore[arg-type]
-        mask_PT=_row_array(mesh, (prompts, config.max_prompt_length), bool),  # type: ignore[arg-type]
-        ids_P=_row_array(mesh, (prompts,), jnp.int32),  # type: ignore[arg-type]
-    )
+    """The sampling of as many generations as there are slots, at full length; a loop that ends early is counted at its
+    longest. What `sampling.Rollout` calls one after the other is one program here."""
+    model, length = config.model, config.max_completion_length
+    spec = dataclasses.replace(generation_spec(config, _STAND_IN), chunk_length=length)
+    params = _abstract(abstract_params(model), param_shardings(mesh, logical_axes(model)))
+    num_shards, rows = num_row_shards(mesh), wave_rows(config, num_row_shards(mesh))
+    schedule = rollout_schedule(config, num_shards)
+    schedule.admit()
+    schedule.fill()
+    prompts, entries = num_shards * schedule.batch, num_shards * schedule.num_entries
+    groups = rows if schedule.num_waiting else schedule.entries_of_groups().size
+    tokens = _row_array(mesh, (prompts, config.max_prompt_length), jnp.int32)
+    mask = _row_array(mesh, (prompts, config.max_prompt_length), bool)
+    each_Q, each_B, each_G = (_int_array(mesh, count) for count in (prompts, rows, groups))
+    assignment = slots.Assignment(each_B, each_B, each_B, each_B, each_G)
     key = _abstract(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
+
+    def rollout(params, tokens_QT, mask_QT, entries_Q, assignment, key):
+        prepared = slots.prepare(spec, params)
+        pool = slots.empty_pool(spec, entries, config.max_prompt_length)
+        pool = slots.prefill(spec, prepared, pool, tokens_QT, mask_QT, entries_Q)
+        empty = slots.empty_slots(spec, rows, ring_capacity(config))
+        return slots.decode(spec, False, prepared, empty, pool, assignment, key, jnp.int32(length), jnp.int32(rows + 1))
+
     with jax.set_mesh(mesh):
-        return _compile(lambda: generate.lower(spec, params, arrays, key), config.max_completion_length - 1)
+        lowered = lambda: jax.jit(rollout).lower(params, tokens, mask, each_Q, assignment, key)  # noqa: E731
+        return _compile(lowered, length)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, prefill, unembed
-from polyepo_jax.sampling.generate import generation_keys
 from polyepo_jax.sampling.methods import Sampling, sample_token
+from polyepo_jax.sampling.slots import generation_keys
 from polyepo_jax.sharding import constrain, gathered
 from polyepo_jax.types import DEGENERATE, Array, Prompts
 
@@ -66,7 +66,7 @@ def choose_labels(spec: LabelSpec, params, prompts: Prompts, key: Array) -> Arra
         params = gathered(params, logical_axes(spec.model), spec.model.dtype)
     allowed_ids = jnp.array([*spec.label_ids, spec.degenerate_id], jnp.int32)  # position N is the degenerate one
     separator_P = jnp.tile(jnp.array(spec.separator_ids, jnp.int32)[None], (num_prompts, 1))
-    keys_P = generation_keys(key, prompts.ids_P, 1)
+    keys_P = generation_keys(key, prompts.ids_P, jnp.zeros_like(prompts.ids_P))
 
     def choose(n, hidden_PD, num_used_P):
         logits_PV = constrain(unembed(spec.model, params, hidden_PD), "batch_everywhere", None)

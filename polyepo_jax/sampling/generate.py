@@ -1,134 +1,262 @@
-"""Sampling N generations of each prompt: one jit of a prefill and a decode loop."""
+"""Sampling N generations of each prompt, by slots that are refilled as generations end."""
 
+import collections
 import dataclasses
-import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, prefill, unembed
-from polyepo_jax.sampling.methods import Sampling, sample_token
-from polyepo_jax.sharding import constrain, gathered
-from polyepo_jax.types import Array, Prompts, Rollouts
+from polyepo_jax.pods import collectives
+from polyepo_jax.sampling import slots as on_devices
+from polyepo_jax.sampling.schedule import Schedule, slots_per_shard
+from polyepo_jax.sampling.slots import Assignment, Chunk, GenerationSpec, Slots
+from polyepo_jax.sharding import (
+    Mesh,
+    MeshConfig,
+    copy_to_all,
+    local_rows,
+    make_mesh,
+    mesh_platform,
+    num_row_shards,
+    row_owners,
+    row_sharding,
+    rows,
+    shard_rows,
+)
+from polyepo_jax.types import Prompts, Rollouts
+
+# Slots that may be idle before a chunk ends so that they are refilled, as a share of all: more of them waste steps,
+# fewer of them cost a return to the host every few steps.
+_IDLE_SHARE = 1 / 8
+# Slots of the smallest ring, on accelerators and on CPUs. Each doubling is a program of its own to compile, and what it
+# saves is the reading of slots that are not in use.
+LEAST_RING = 512, 64
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerationSpec:
-    """What is sampled; static under jit.
+class Finished:
+    """Prompts all of whose generations have ended, on the host of one process.
 
-    model: the model's shape.
-    num_generations: N, of each prompt.
-    max_completion_length: tokens of a completion at most, its end token included.
-    stop_ids: tokens that end a completion; they belong to it.
-    pad_id: fills the rest of a row; not one of stop_ids.
-    sampling: temperature, top-k, top-p.
-    gather_weights: hold, for the time of a call, a copy of the weights in the model's dtype that is not cut over
-      `fsdp`. Without it every device fetches the others' parts of every layer for every token.
+    prompts: their indices. rollouts: NumPy arrays of these prompts.
     """
 
-    model: ModelConfig
-    num_generations: int
-    max_completion_length: int
-    stop_ids: tuple[int, ...]
-    pad_id: int
-    sampling: Sampling = Sampling()
-    gather_weights: bool = True
-
-    def __post_init__(self):
-        if self.pad_id in self.stop_ids:
-            raise ValueError(f"pad_id {self.pad_id} must not be one of the stop tokens {self.stop_ids}")
-        if self.num_generations < 1 or self.max_completion_length < 1:
-            raise ValueError(
-                "num_generations and max_completion_length must be at least 1, got "
-                f"{self.num_generations} and {self.max_completion_length}"
-            )
+    prompts: list[int]
+    rollouts: Rollouts
 
 
-def generation_keys(key: Array, ids_P: Array, num_generations: int) -> Array:
-    """One key for each generation, from (step, prompt id, generation index) alone: keys [P * N]."""
-    prompt_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(ids_P)
-    indices = jnp.arange(num_generations)
-    return jax.vmap(lambda k: jax.vmap(functools.partial(jax.random.fold_in, k))(indices))(prompt_keys).reshape(-1)
+def own_prompts(num_prompts: int, num_generations: int, mesh: Mesh) -> np.ndarray:
+    """The prompts whose tokens this process needs for its devices, to sample them and as a whole: bool[num_prompts]."""
+    own_P = local_rows(row_sharding(mesh, num_prompts), num_prompts)
+    num_shards = num_row_shards(mesh)
+    share = -(-num_prompts * num_generations // num_shards)
+    own_S = local_rows(rows(mesh), num_shards)
+    for shard in np.flatnonzero(own_S).tolist():
+        first, last = shard * share, min((shard + 1) * share, num_prompts * num_generations)
+        own_P[first // num_generations : -(-last // num_generations)] = True
+    return own_P
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def generate(spec: GenerationSpec, params, prompts: Prompts, key: Array) -> Rollouts:
-    """Samples `spec.num_generations` completions of each prompt.
+def _prompt_room(longest: int, most: int) -> int:
+    """The next power of two from 16 on, `most` at most: few different shapes, and none twice as long as needed."""
+    room = 16
+    while room < longest:
+        room *= 2
+    return min(room, most)
 
-    Each prompt is prefilled once, at P rows, and its cache forked. Decoding stops when all rows have ended. The
-    random number of a token depends on (key, prompt id, generation index, token position) only, so that the same
-    generation comes out in any batch layout and on any number of devices, up to rounding of the logits.
+
+def first_ring(max_completion_length: int, least: int) -> int:
+    """Slots of the first ring, from which doubling leads to one that just holds all tokens: `least` to twice as many,
+    or all if these are fewer. Rings of two limits that differ by a factor of two are the same."""
+    doublings = max(max_completion_length // least, 1).bit_length() - 1
+    return -(-max_completion_length // 2**doublings)
+
+
+class Rollout:
+    """Generations of a batch of prompts, being sampled.
+
+    The first steps are dispatched at once, all further ones before the caller deals with what has ended.
 
     Args:
-      spec: static.
-      params: of `spec.model`.
-      prompts: P prompts.
+      params: of `spec.model`, on `mesh`.
+      prompts: NumPy arrays; a process needs those of `own_prompts`.
       key: of the step, `fold_in(root_key, step)`.
+      max_rows: generations sampled at a time, at most (one for each device that rows are cut over, at least).
     """
-    num_prompts, prompt_length = prompts.tokens_PT.shape
-    num_rows, length = num_prompts * spec.num_generations, spec.max_completion_length
-    keys_B = generation_keys(key, prompts.ids_P, spec.num_generations)
-    if spec.gather_weights:
-        params = gathered(params, logical_axes(spec.model), spec.model.dtype)
 
-    def next_logits(hidden_BTD):
-        return unembed(spec.model, params, hidden_BTD[:, -1])
+    def __init__(self, spec: GenerationSpec, params: Any, prompts: Prompts, key: jax.Array, mesh: Mesh, max_rows: int):
+        num_prompts, N = len(prompts.ids_P), spec.num_generations
+        self._spec, self._mesh, self._prompts = spec, mesh, prompts
+        num_shards = num_row_shards(mesh)
+        num_slots = slots_per_shard(num_prompts * N, N, max_rows, num_shards)
+        self._schedule = Schedule(num_prompts, N, num_shards, num_slots)
+        # Prompts that no device holds alone: every process then gets all tokens, to have all of a prompt's.
+        self._shares_tokens = jax.process_count() > 1 and num_prompts % num_shards != 0
+        self._owned_P = row_owners(row_sharding(mesh, num_prompts), num_prompts) == jax.process_index()
+        lengths_P = np.sum(prompts.mask_PT, axis=1)
+        longest = max(collectives.gather(int(np.max(lengths_P)))) if jax.process_count() > 1 else np.max(lengths_P)
+        # The last token of a prompt is the first that its generations decode.
+        self._room = _prompt_room(int(longest) - 1, prompts.tokens_PT.shape[1])
+        self._last_positions_P = lengths_P - 1
+        with jax.set_mesh(mesh):
+            least = LEAST_RING[mesh_platform() == "cpu"]
+        self._capacity = first_ring(spec.max_completion_length, least)
+        shape = num_prompts * N, spec.max_completion_length
+        self._tokens_RT = np.full(shape, spec.pad_id, np.int32)
+        self._logprobs_RT = np.zeros(shape, on_devices.logprob_dtype(spec.model))
+        self._num_tokens_R = np.zeros(shape[0], np.int32)
+        self._unfinished_P = np.full(num_prompts, N)
+        self._num_tokens_SB = np.zeros(self._schedule.row_SB.shape, np.int32)
+        self._key = copy_to_all(mesh, key)
+        with jax.set_mesh(mesh):
+            self._params = on_devices.prepare(spec, params)
+            self._pool = on_devices.empty_pool(spec, num_shards * self._schedule.num_entries, self._room)
+            self._slots: Slots = on_devices.empty_slots(spec, num_shards * num_slots, self._capacity)
+        self.row_steps = 0
+        self._chunk: Chunk | None = self._dispatch()
 
-    hidden_PTD, prefilled = prefill(spec.model, params, prompts.tokens_PT, prompts.mask_PT)
-    cache = prefilled.fork(spec.num_generations, prompt_length + length - 1)
-    cache = dataclasses.replace(
-        cache,
-        keys_LBCKA=constrain(cache.keys_LBCKA, None, "batch", None, "heads", None),
-        values_LBCKA=constrain(cache.values_LBCKA, None, "batch", None, "heads", None),
-    )
-    logits_BV = jnp.repeat(next_logits(hidden_PTD), spec.num_generations, axis=0)
-    logprob_dtype = jnp.promote_types(spec.model.dtype, jnp.float32)
-    draw = functools.partial(_draw, spec, keys_B)
-    drawn = draw(
-        0,
-        logits_BV,
-        jnp.full((num_rows, length), spec.pad_id, jnp.int32),
-        jnp.zeros((num_rows, length), logprob_dtype),
-        jnp.zeros((num_rows, length), bool),
-        jnp.zeros(num_rows, bool),
-    )
+    def _dispatch(self) -> Chunk | None:
+        """Starts the next chunk; None where all is done."""
+        schedule, spec = self._schedule, self._spec
+        begins_SB = schedule.fill()
+        while (admitted := schedule.admit()) is not None:
+            self._prefill(*admitted)
+            begins_SB |= schedule.fill()
+        if schedule.done:
+            return None
+        row_SB = np.maximum(schedule.row_SB, 0)
+        prompt_SB = row_SB // spec.num_generations
+        self._num_tokens_SB[begins_SB] = 0
+        longest = int(np.max(np.where(schedule.row_SB >= 0, self._num_tokens_SB, 0)))
+        if longest >= self._capacity:
+            self._capacity *= 2
+            with jax.set_mesh(self._mesh):
+                self._slots = on_devices.grow(self._slots)
+        max_steps = spec.chunk_length
+        if self._capacity < spec.max_completion_length:
+            max_steps = min(max_steps, self._capacity - longest)
+        num_slots = schedule.row_SB.size
+        max_ended = num_slots + 1
+        if schedule.num_waiting:
+            max_ended = min(max(int(num_slots * _IDLE_SHARE), 1), schedule.num_waiting)
+        assignment = Assignment(
+            *self._place(
+                np.asarray(self._prompts.ids_P)[prompt_SB],
+                row_SB % spec.num_generations,
+                self._last_positions_P[prompt_SB],
+                np.where(begins_SB, self._prompts.tokens_PT[prompt_SB, -1], -1),
+                schedule.entries_of_groups(),
+            )
+        )
+        with jax.set_mesh(self._mesh):
+            self._slots, chunk = on_devices.decode(
+                spec,
+                self._shares_tokens,
+                self._params,
+                self._slots,
+                self._pool,
+                assignment,
+                self._key,
+                np.int32(max_steps),
+                np.int32(max_ended),
+            )
+        return chunk
 
-    def is_unfinished(carry):
-        t, (*_, done_B), _ = carry
-        return (t < length) & ~jnp.all(done_B)
+    def _place(self, *arrays_SB: np.ndarray) -> Sequence[jax.Array]:
+        """int32[S, B, ...] -> [S * B, ...] on the devices."""
+        flat = [np.asarray(x, np.int32).reshape(-1, *x.shape[2:]) for x in arrays_SB]
+        return shard_rows(self._mesh, flat)
 
-    def decode(carry):
-        t, drawn, cache = carry
-        tokens_BT, *_, done_B = drawn
-        last_B1 = jax.lax.dynamic_slice_in_dim(tokens_BT, t - 1, 1, axis=1)
-        hidden_B1D, cache = hidden_states(spec.model, params, last_B1, cache=cache, mask_BT=~done_B[:, None])
-        return t + 1, draw(t, next_logits(hidden_B1D), *drawn), cache
+    def _prefill(self, prompt_SQ: np.ndarray, entry_SQ: np.ndarray) -> None:
+        there = (prompt_SQ >= 0).reshape(-1, 1)
+        prompt_Q = np.maximum(prompt_SQ, 0).reshape(-1)
+        width = self._prompts.tokens_PT.shape[1]
+        columns = np.arange(width - 1 - self._room, width - 1)
+        inside = columns >= 0
+        tokens_QT = np.where(inside, self._prompts.tokens_PT[prompt_Q][:, np.maximum(columns, 0)], 0)
+        mask_QT = self._prompts.mask_PT[prompt_Q][:, np.maximum(columns, 0)] & inside & there
+        tokens, mask, entries = shard_rows(
+            self._mesh, [tokens_QT.astype(np.int32), mask_QT, entry_SQ.reshape(-1).astype(np.int32)]
+        )
+        with jax.set_mesh(self._mesh):
+            self._pool = on_devices.prefill(self._spec, self._params, self._pool, tokens, mask, entries)
 
-    _, drawn, _ = jax.lax.while_loop(is_unfinished, decode, (jnp.ones((), jnp.int32), drawn, cache))
-    tokens_PNT, logprobs_PNT, mask_PNT, done_PN = (
-        x.reshape(num_prompts, spec.num_generations, *x.shape[1:]) for x in drawn
-    )
-    return Rollouts(tokens_PNT, mask_PNT, logprobs_PNT, ~done_PN)
+    def finished(self) -> Iterator[Finished]:
+        """What has ended after each chunk of steps, perhaps nothing, as far as it is this process's to deal with.
+
+        The next chunk is dispatched before what has ended is yielded, so that the devices have work meanwhile.
+        """
+        while self._chunk is not None:
+            prompts = self._take(self._chunk)
+            self._chunk = self._dispatch()
+            yield self._finished([p for p in prompts if self._owned_P[p]])
+
+    def _take(self, chunk: Chunk) -> list[int]:
+        """Puts the tokens of a chunk where they belong; the prompts that are done with it."""
+        schedule = self._schedule
+        row_B, before_B = schedule.row_SB.reshape(-1), self._num_tokens_SB.reshape(-1)
+        num_tokens_B, done_B = np.asarray(chunk.num_tokens_B), np.asarray(chunk.done_B)
+        for first, tokens_BT, logprobs_BT in _local(chunk):
+            for slot in range(len(tokens_BT)):
+                row, start, stop = row_B[first + slot], before_B[first + slot], num_tokens_B[first + slot]
+                if row >= 0:
+                    self._tokens_RT[row, start:stop] = tokens_BT[slot, : stop - start]
+                    self._logprobs_RT[row, start:stop] = logprobs_BT[slot, : stop - start]
+        busy_B = row_B >= 0
+        self._num_tokens_R[row_B[busy_B]] = num_tokens_B[busy_B]
+        self.row_steps += int(np.max(np.where(busy_B, num_tokens_B - before_B, 0))) * len(row_B)
+        self._num_tokens_SB = num_tokens_B.reshape(schedule.row_SB.shape).copy()
+        ended = collections.Counter(
+            (schedule.end(done_B.reshape(schedule.row_SB.shape)) // self._spec.num_generations).tolist()
+        )
+        for prompt, count in ended.items():
+            self._unfinished_P[prompt] -= count
+        return [prompt for prompt in sorted(ended) if self._unfinished_P[prompt] == 0]
+
+    def _finished(self, prompts: list[int]) -> Finished:
+        return Finished(prompts, jax.tree.map(lambda x: x[prompts], self._on_host()))
+
+    def _on_host(self) -> Rollouts:
+        N, T = self._spec.num_generations, self._spec.max_completion_length
+        mask_RT = np.arange(T)[None] < self._num_tokens_R[:, None]
+        last_R = np.take_along_axis(self._tokens_RT, np.maximum(self._num_tokens_R - 1, 0)[:, None], axis=1)[:, 0]
+        truncated_R = ~np.isin(last_R, self._spec.stop_ids)
+        arrays = self._tokens_RT, mask_RT, self._logprobs_RT, truncated_R
+        return Rollouts(*(x.reshape(-1, N, *x.shape[1:]) for x in arrays))  # type: ignore[arg-type]
+
+    def rollouts(self) -> Rollouts:
+        """All generations, on the devices, once all have ended."""
+        assert self._chunk is None, "generations are still being sampled"
+        return shard_rows(self._mesh, self._on_host())
 
 
-def _draw(
+def _local(chunk: Chunk) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The tokens and logprobs that are on this process's devices: (first slot, tokens, logprobs), no slot twice."""
+    seen = set()
+    for tokens, logprobs in zip(chunk.tokens_BT.addressable_shards, chunk.logprobs_BT.addressable_shards, strict=True):
+        first = tokens.index[0].start or 0
+        if first not in seen:
+            seen.add(first)
+            yield first, np.asarray(tokens.data), np.asarray(logprobs.data)
+
+
+def generate(
     spec: GenerationSpec,
-    keys_B: Array,
-    t: Array | int,
-    logits_BV: Array,
-    tokens_BT: Array,
-    logprobs_BT: Array,
-    mask_BT: Array,
-    done_B: Array,
-) -> tuple[Array, Array, Array, Array]:
-    """Appends token t to every row that is not done."""
-    # Each device draws for its own rows, from all of their logits.
-    logits_BV = constrain(logits_BV, "batch_everywhere", None)
-    uniform_B = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(keys_B)
-    token_B, logprob_B = jax.vmap(sample_token)(jax.vmap(spec.sampling.transform)(logits_BV), uniform_B)
-    token_B = jnp.where(done_B, spec.pad_id, token_B)
-    tokens_BT = tokens_BT.at[:, t].set(token_B)
-    logprobs_BT = logprobs_BT.at[:, t].set(jnp.where(done_B, 0, logprob_B.astype(logprobs_BT.dtype)))
-    mask_BT = mask_BT.at[:, t].set(~done_B)
-    stopped_B = jnp.any(token_B[:, None] == jnp.asarray(spec.stop_ids, jnp.int32)[None, :], axis=1)
-    return tokens_BT, logprobs_BT, mask_BT, done_B | stopped_B
+    params: Any,
+    prompts: Prompts,
+    key: jax.Array,
+    mesh: Mesh | None = None,
+    max_rows: int | None = None,
+) -> Rollouts:
+    """Samples `spec.num_generations` completions of each prompt: a `Rollout`, waited for.
+
+    Args:
+      mesh: None for one device.
+      max_rows: None for all rows at a time.
+    """
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1]) if mesh is None else mesh
+    max_rows = len(prompts.ids_P) * spec.num_generations if max_rows is None else max_rows
+    rollout = Rollout(spec, params, jax.tree.map(np.asarray, prompts), key, mesh, max_rows)
+    collections.deque(rollout.finished(), maxlen=0)
+    return rollout.rollouts()

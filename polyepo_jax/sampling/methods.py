@@ -99,7 +99,7 @@ def sample_token(logits_V: Array, uniform: Array) -> tuple[Array, Array]:
 
 
 def _block_width(size: int) -> int:
-    """About sqrt(size): a power of two where one within a factor of four divides the size, so that nothing is padded."""
+    """About sqrt(size): a power of two, where one near it divides the size, so that nothing is padded."""
     root = math.isqrt(size - 1) + 1
     powers = [2**k for k in range(1, size.bit_length()) if root / 4 <= 2**k <= 2 * root and size % 2**k == 0]
     return max(powers, default=root)

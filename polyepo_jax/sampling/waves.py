@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
 
 from polyepo_jax.errors import Interrupted
-from polyepo_jax.sampling.generate import GenerationSpec, generate
-from polyepo_jax.sharding import BATCH_AXES, Mesh, any_process, copy_to_all, local_rows, row_sharding, shard_rows
-from polyepo_jax.types import Prompts, Rollouts
+from polyepo_jax.sharding import Mesh, any_process, shard_rows
+from polyepo_jax.types import Prompts
 
 Tree = TypeVar("Tree")
 
@@ -36,20 +35,6 @@ def _wave_rows(num_prompts: int, start: int, size: int) -> np.ndarray:
     """The prompts of a wave. The last one is filled up with its first prompt, so that all share one compilation."""
     rows = start + np.arange(size)
     return np.where(rows < num_prompts, rows, start)
-
-
-def own_prompts(num_prompts: int, num_generations: int, max_rows: int, mesh: Mesh) -> np.ndarray:
-    """The prompts whose tokens this process needs for its devices, in waves and as a whole: bool[num_prompts]."""
-    size = _wave_size(num_prompts, num_generations, max_rows, mesh)
-    own_P = local_rows(row_sharding(mesh, num_prompts), num_prompts)
-    local_P = local_rows(row_sharding(mesh, size), size)
-    for start in range(0, num_prompts, size):
-        own_P[_wave_rows(num_prompts, start, size)[local_P]] = True
-    return own_P
-
-
-def _wave_size(num_prompts: int, num_generations: int, max_rows: int, mesh: Mesh) -> int:
-    return prompts_per_wave(num_prompts, num_generations, max_rows, math.prod(mesh.shape[axis] for axis in BATCH_AXES))
 
 
 def in_waves(run: Callable[[Prompts], Tree], prompts: Prompts, mesh: Mesh, size: int) -> Iterator[Tree]:
@@ -83,21 +68,6 @@ def in_waves(run: Callable[[Prompts], Tree], prompts: Prompts, mesh: Mesh, size:
         yield ahead
 
     return follow(dispatch(0))
-
-
-def generate_in_waves(
-    spec: GenerationSpec, params: Any, prompts: Prompts, key: jax.Array, mesh: Mesh, max_rows: int
-) -> Iterator[Rollouts]:
-    """`generate` for all prompts, `in_waves`; waves change no token, up to rounding of the logits.
-
-    Args:
-      prompts: NumPy arrays.
-      mesh: of the params.
-      max_rows: as of `prompts_per_wave`.
-    """
-    size = _wave_size(len(prompts.ids_P), spec.num_generations, max_rows, mesh)
-    key = copy_to_all(mesh, key)
-    return in_waves(lambda wave: generate(spec, params, wave, key), prompts, mesh, size)
 
 
 def until_stopped(waves: Iterable[Tree], mesh: Mesh, stop_requested: Callable[[], bool]) -> Iterator[Tree]:

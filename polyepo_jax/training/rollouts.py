@@ -1,13 +1,13 @@
 """A batch of prompts is drawn: rollouts, their grades, their advantages.
 
-Each wave of prompts is graded while the next one is sampled. Of several processes each grades the prompts whose rows
-are on its devices, and all learn all grades.
+A prompt is graded as soon as its generations have ended, while others are being sampled. Of several processes each
+grades the prompts whose rows are on its devices, and all learn all grades.
 """
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,13 @@ import numpy as np
 from polyepo_jax.grading import Grader, Grading, Submitted, decode, join
 from polyepo_jax.model.tokenizer import Tokenizer
 from polyepo_jax.pods import collectives
-from polyepo_jax.sampling import GenerationSpec, generate_in_waves, until_stopped
+from polyepo_jax.sampling import Finished, GenerationSpec, Rollout, until_stopped
 from polyepo_jax.sets import SIGNAL_THRESHOLD, Advantage, group_advantages
-from polyepo_jax.sharding import Mesh, own_rows, shard_rows
+from polyepo_jax.sharding import Mesh, shard_rows
 from polyepo_jax.training.batch import Groups
 from polyepo_jax.training.data import PromptBatch
 from polyepo_jax.training.metrics import Completions, completions_of, rollout_metrics
-from polyepo_jax.types import Array, Rollouts
+from polyepo_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +65,12 @@ class Draw:
 
 @dataclasses.dataclass(frozen=True)
 class _Sampled:
-    """The rollouts of a batch, and what this process has of them on its host, while they are being graded.
+    """What this process has of a batch's rollouts, while they are being graded.
 
     rows: of the batch, that are this process's; responses, completions, submitted: of these.
-    waited_s: for the devices. at: time.perf_counter() when the last wave was on the host.
+    waited_s: for the devices. at: time.perf_counter() when the last generation was on the host.
     """
 
-    rollouts: Rollouts
     rows: list[int]
     responses: list[list[str]]
     completions: Completions
@@ -108,9 +107,9 @@ def draw(
     rollout_key, sets_key = (jax.random.fold_in(step_key, 2 * index + i) for i in range(2))
     prompts = shard_rows(spec.mesh, batch.prompts)
     dispatched = time.perf_counter()
-    waves = generate_in_waves(spec.generation, params, batch.prompts, rollout_key, spec.mesh, spec.max_rows)
+    rollout = Rollout(spec.generation, params, batch.prompts, rollout_key, spec.mesh, spec.max_rows)
     began = max(dispatched, on_dispatch())
-    sampled = _sample(spec, grader, batch, until_stopped(waves, spec.mesh, stop_requested))
+    sampled = _sample(spec, grader, batch, until_stopped(rollout.finished(), spec.mesh, stop_requested))
     completions, grading = _everywhere(sampled.rows, sampled.completions, grader.collect(sampled.submitted))
     graded = time.perf_counter()
 
@@ -125,7 +124,7 @@ def draw(
     if grader.has_judge:
         times["judge/exposed_s"] = graded - sampled.at
     return Draw(
-        groups=Groups(prompts, sampled.rollouts, advantages_PN),
+        groups=Groups(prompts, rollout.rollouts(), advantages_PN),
         completions=completions,
         grading=grading,
         advantages_PN=host_advantages_PN,
@@ -135,28 +134,23 @@ def draw(
     )
 
 
-def _sample(spec: DrawSpec, grader: Grader, batch: PromptBatch, waves: Any) -> _Sampled:
-    """All waves, each handed to the grader as soon as it is there."""
-    parts: list[Rollouts] = []
+def _sample(spec: DrawSpec, grader: Grader, batch: PromptBatch, finished: Iterable[Finished]) -> _Sampled:
+    """All prompts that are this process's, each handed to the grader as soon as it is there."""
     completions: list[Completions] = []
     rows: list[int] = []
     responses: list[list[str]] = []
     submitted: list[Submitted] = []
-    num_sampled, waited_s, at = 0, 0.0, 0.0
-    for wave in waves:
-        waits = time.perf_counter()
-        indices, on_host = own_rows(wave)
-        at = time.perf_counter()
-        waited_s += at - waits
-        own = (num_sampled + indices).tolist()
-        num_sampled += len(wave.truncated_PN)
-        texts = decode(spec.tokenizer, on_host)
-        submitted += grader.submit([batch.problems[row] for row in own], texts, np.asarray(on_host.truncated_PN))
-        parts.append(wave)
-        completions.append(completions_of(on_host))
+    waited_s, waits = 0.0, time.perf_counter()
+    for ended in finished:
+        waited_s += time.perf_counter() - waits
+        texts = decode(spec.tokenizer, ended.rollouts)
+        problems = [batch.problems[row] for row in ended.prompts]
+        submitted += grader.submit(problems, texts, np.asarray(ended.rollouts.truncated_PN))
+        completions.append(completions_of(ended.rollouts))
         responses += texts
-        rows += own
-    return _Sampled(_join(parts), rows, responses, _join(completions), submitted, waited_s, at)
+        rows += ended.prompts
+        waits = time.perf_counter()
+    return _Sampled(rows, responses, _join(completions), submitted, waited_s, waits)
 
 
 def _samples(batch: PromptBatch, sampled: _Sampled, grading: Grading) -> list[dict[str, Any]]:

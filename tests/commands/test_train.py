@@ -153,14 +153,15 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number,
 def test_a_signal_during_the_rollouts_saves_what_was_done_before(finished, tmp_path, monkeypatch, capsys):
     num_rollouts = 0
 
-    def generate_in_waves(*arguments, original=rollouts.generate_in_waves):
-        nonlocal num_rollouts
-        num_rollouts += 1
-        if num_rollouts in (1, 4):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(*arguments)
+    class Signalled(rollouts.Rollout):
+        def __init__(self, *arguments):
+            nonlocal num_rollouts
+            num_rollouts += 1
+            if num_rollouts in (1, 4):
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().__init__(*arguments)
 
-    monkeypatch.setattr(rollouts, "generate_in_waves", generate_in_waves)
+    monkeypatch.setattr(rollouts, "Rollout", Signalled)
     config = rl_config(save_interval_steps=100, eval_interval_steps=3)
     for step in (0, 2):
         run(config, tmp_path)
@@ -347,10 +348,6 @@ def test_an_incomplete_checkpoint_does_not_count(finished, tmp_path):
         (
             {"prompts_per_step": 3},
             r"= 8 does not divide the generations of a mini-batch = 12 rows .*: 16\); no mesh of 8 devices does",
-        ),
-        (
-            {"sampling": SamplingConfig(max_rows=4)},
-            r"= 8 does not divide the rows of a wave, 4 \(sampling.max_rows = 4, num_generations = 4\)",
         ),
         (
             {"model": dataclasses.replace(MODEL, vocab_size=15)},

@@ -158,10 +158,8 @@ def test_combined_objectives_are_config_values(tmp_path):
         (["--model.max-position-embeddings", "10"], r"\(14 tokens\) exceed model.max_position_embeddings \(10\)"),
         (["--init.run-dir", "a", "--init.model-dir", "b"], r"init.run_dir \(a\) and init.model_dir \(b\) exclude"),
         (["--init.step", "3"], r"init.step \(3\) is a checkpoint of init.run_dir, which is not set"),
-        (["--sampling.max-rows", "3"], r"sampling.max_rows \(3\) must be at least num_generations \(4\)"),
         (["--save-interval-steps", "0"], r"save_interval_steps must be at least 1"),
         (["--mesh.data", "0"], r"mesh axes must be at least 1"),
-        (["--evaluation.max-rows", "2"], r"max_rows \(2\) must be at least num_samples"),
     ],
 )
 def test_wrong_overrides_are_one_line(arguments, message):

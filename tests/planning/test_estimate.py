@@ -16,10 +16,11 @@ from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, init
 from polyepo_jax.planning.estimate import (
-    cache_bytes,
     decode_work,
     num_waves,
+    pool_bytes,
     prefill_work,
+    ring_bytes,
     rollout_memory,
     rollout_work,
     shape_of,
@@ -136,23 +137,25 @@ def test_update_on_a_mesh_against_its_program(mesh, micro_batch_size):
 )
 def test_rollout_against_its_program(mesh, dtype, tie_word_embeddings):
     config = small_config(mesh, dtype=dtype, tie_word_embeddings=tie_word_embeddings)
-    # Keys of all layers are larger than any other array.
-    config = dataclasses.replace(config, max_prompt_length=100, max_completion_length=157)
+    # Keys of a layer are larger than any other array.
+    config = dataclasses.replace(config, max_prompt_length=100, max_completion_length=357)
     program = compile_rollout(config, cpu_mesh(config))
     shape = shape_of(config, (mesh.data, mesh.fsdp, mesh.tensor), "cpu")
     heads, rows = 2 // mesh.tensor, 8 // (mesh.data * mesh.fsdp)
     name = {"float32": "f32", "bfloat16": "bf16"}[dtype]
-    keys = [size for size, text, _ in program.largest if text == f"{name}[2,{rows},256,{heads},32]"]
+    keys = [size for size, text, _ in program.largest if text == f"{name}[{rows},{heads},357,32]"]
     assert keys
-    assert cache_bytes(config, shape) == 2 * keys[0]
+    assert ring_bytes(config, shape) == 2 * 2 * keys[0]
+    entries = 2 // (mesh.data * mesh.fsdp)
+    assert pool_bytes(config, shape) == ring_bytes(config, shape) / rows / 357 * entries * 100
     assert rollout_work(config, shape).flops == pytest.approx(program.dot_flops, rel=0.05)
 
 
-def test_a_step_s_rollout_is_waves_of_a_prefill_and_all_tokens_but_one():
+def test_a_step_s_rollout_is_passes_of_a_prefill_and_all_tokens():
     config = dataclasses.replace(small_config(), sampling=SamplingConfig(max_rows=12), prompts_per_step=7)
     shape = shape_of(config, (1, 1, 1), "cpu")
     assert (num_waves(config, shape), wave_rows(config, 1)) == (3, 12)
-    wave = prefill_work(config, shape).flops + 39 * decode_work(config, shape).flops
+    wave = prefill_work(config, shape).flops + 40 * decode_work(config, shape).flops
     assert rollout_work(config, shape).flops == pytest.approx(3 * wave)
 
 
@@ -265,7 +268,7 @@ def test_memory_of_a_rollout_falls_with_the_wave(run, platform):
     shape = shape_of(config, sizes, platform)
     small, large = (rollout_memory(with_rows(config, max_rows=rows), shape) for rows in (32, 64))
     assert small.total < large.total
-    assert small.cache * 2 == large.cache
+    assert small.cache < large.cache
 
 
 @hypothesis.given(runs(), platforms)

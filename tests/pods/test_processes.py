@@ -11,7 +11,7 @@ import pytest
 from polyepo_jax.errors import InputError, TransientError
 from polyepo_jax.pods import collectives, processes
 from polyepo_jax.pods.processes import Placement, placement
-from polyepo_jax.sharding import MeshConfig, local_rows, make_mesh, own_rows, row_owners, row_sharding, shard_rows
+from polyepo_jax.sharding import MeshConfig, local_rows, make_mesh, row_owners, row_sharding
 from tests import pod_worker
 from tests.pod import Pod
 
@@ -96,9 +96,6 @@ def test_rows_that_several_processes_hold_are_shared_among_them():
 def test_one_process_holds_all_rows():
     mesh = make_mesh(MeshConfig(fsdp=2))
     assert local_rows(row_sharding(mesh, 8), 8).all()
-    indices, (values, twice) = own_rows(shard_rows(mesh, (np.arange(8), 2 * np.arange(8))))
-    assert indices.tolist() == values.tolist() == list(range(8))
-    assert twice.tolist() == list(range(0, 16, 2))
 
 
 def test_two_processes_see_what_one_does(tmp_path):
@@ -115,13 +112,7 @@ def test_two_processes_see_what_one_does(tmp_path):
     assert seen["agreed"] == [None, None]
     for name, sizes in {"data": {}, "fsdp": {"fsdp": 4}, "tensor": {"fsdp": 2, "tensor": 2}}.items():
         mesh = make_mesh(MeshConfig(**sizes))
-        assert seen[f"tokens/{name}"] == pod_worker.tokens(mesh, 12)
+        assert seen[f"tokens/{name}"] == [pod_worker.tokens(mesh, count) for count in (12, 16)]
         assert seen[f"any/{name}"] == [True, False]
         whole = np.arange(24).reshape(8, 3)
-        (rows, values), (other_rows, other_values) = seen[f"rows/{name}"]
-        assert sorted(rows + other_rows) == list(range(8))
-        assert len(rows) == 4
-        assert np.array_equal(values, whole[rows])
-        assert np.array_equal(other_values, whole[other_rows])
         assert seen[f"to_host/{name}"] == [whole.tolist()] * 2
-        assert sorted(row for rows in seen[f"copied/{name}"] for row in rows) == list(range(7))

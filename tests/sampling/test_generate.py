@@ -1,16 +1,15 @@
 """Generation against full forward passes, and its independence of layout."""
 
 import dataclasses
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyepo_jax.model import ModelConfig, forward, hidden_states, init, logical_axes, prefill
-from polyepo_jax.sampling import GenerationSpec, Sampling, generate
-from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings, shard_rows
+from polyepo_jax.model import ModelConfig, decode_step, forward, init, logical_axes, prompt_cache
+from polyepo_jax.sampling import GenerationSpec, Sampling, generate, slots
+from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings
 from polyepo_jax.types import Prompts
 
 MODEL = ModelConfig(
@@ -105,7 +104,7 @@ def test_tokens_do_not_depend_on_the_mesh(params, prompts, mesh_config):
     alone = generate(SPEC, params, prompts, KEY)
     mesh = make_mesh(mesh_config)
     placed = jax.device_put(params, param_shardings(mesh, logical_axes(MODEL)))
-    spread = generate(SPEC, placed, shard_rows(mesh, prompts), KEY)
+    spread = generate(SPEC, placed, prompts, KEY, mesh)
     np.testing.assert_array_equal(spread.tokens_PNT, alone.tokens_PNT)
     np.testing.assert_allclose(spread.sampler_logprobs_PNT, alone.sampler_logprobs_PNT, atol=1e-5)
 
@@ -122,28 +121,26 @@ def test_generations_steps_and_prompts_differ_in_their_random_numbers(params, pr
 
 
 def test_stops_when_all_rows_are_done_and_prefills_each_prompt_once(params, prompts, monkeypatch):
-    module = sys.modules["polyepo_jax.sampling.generate"]
-    shapes, calls = [], []
+    prefilled, steps = [], []
 
-    def counted_prefill(config, params, tokens, mask):
-        shapes.append(tokens.shape)
-        return prefill(config, params, tokens, mask)
+    def counted_cache(config, params, tokens, mask):
+        prefilled.append(tokens.shape)
+        return prompt_cache(config, params, tokens, mask)
 
-    def counted(config, params, tokens, **kwargs):
-        shapes.append(tokens.shape)
-        jax.debug.callback(lambda: calls.append(tokens.shape))
-        return hidden_states(config, params, tokens, **kwargs)
+    def counted_step(config, params, tokens, *arguments):
+        jax.debug.callback(lambda: steps.append(tokens.shape))
+        return decode_step(config, params, tokens, *arguments)
 
-    monkeypatch.setattr(module, "hidden_states", counted)
-    monkeypatch.setattr(module, "prefill", counted_prefill)
+    monkeypatch.setattr(slots, "prompt_cache", counted_cache)
+    monkeypatch.setattr(slots, "decode_step", counted_step)
     spec = dataclasses.replace(SPEC, stop_ids=tuple(range(1, 12)), max_completion_length=40)
     jax.clear_caches()
     rollouts = generate(spec, params, prompts, KEY)
     jax.effects_barrier()
-    assert shapes[0] == (4, 4)
-    assert set(shapes[1:]) == {(12, 1)}
+    assert prefilled == [(4, 4)]
+    assert set(steps) == {(12,)}
     longest = int(np.asarray(rollouts.completion_mask_PNT).sum(-1).max())
-    assert len(calls) == longest - 1 < 39  # the prefill yields the first token, each further call one more
+    assert len(steps) == longest < 40
 
 
 def test_refuses_a_pad_token_that_stops():
