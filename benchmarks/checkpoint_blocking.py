@@ -44,7 +44,8 @@ def main() -> None:
     shape = num_rows, LENGTH
     tokens = np.random.default_rng(0).integers(1, MODEL.vocab_size, shape, np.int32)
     trained = np.broadcast_to(np.arange(LENGTH) >= PROMPT_LENGTH, shape)
-    rows = Batch(tokens, np.ones(shape, bool), trained, np.zeros(shape, np.float32), np.ones(num_rows, np.float32))  # type: ignore[arg-type]
+    zeros = np.zeros(shape, np.float32)
+    rows = Batch(tokens, np.ones(shape, bool), trained, zeros, zeros, np.ones(num_rows, np.float32))  # type: ignore[arg-type]
     make = jax.jit(lambda key: init_state(spec, init(MODEL, key)), out_shardings=state_shardings(spec, mesh))
     directory = Path(tempfile.mkdtemp(prefix="checkpoint_blocking"))
     with jax.set_mesh(mesh):

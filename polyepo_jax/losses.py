@@ -91,6 +91,20 @@ def clipped_token_losses(
     return losses_T, clipped_T
 
 
+def importance_weights(proximal_logprobs_T: Array, sampler_logprobs_T: Array, cap: float) -> tuple[Array, Array]:
+    """Truncated importance weights of tokens, min(proximal / sampler, cap) (Espeholt et al. 2018, below Eq. 1).
+
+    They correct for a sampler whose distribution is not quite the trainer's, as where it computes in bfloat16. The
+    proximal policy is the trainer's before the step's first update.
+
+    Returns:
+      weights_T, and capped_T: where the cap is active. Neither has a gradient.
+    """
+    log_ratio_T = jnp.clip(proximal_logprobs_T - sampler_logprobs_T, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    ratio_T = jnp.exp(jax.lax.stop_gradient(log_ratio_T))
+    return jnp.minimum(ratio_T, cap), ratio_T > cap
+
+
 def kl_estimates(logprobs_T: Array, reference_logprobs_T: Array) -> Array:
     """Unbiased, non-negative estimate of KL(policy || reference) at each sampled token (Schulman's k3), nats."""
     log_ratio_T = jnp.clip(reference_logprobs_T - logprobs_T, -MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -106,6 +120,8 @@ class PolicyLoss:
       "completion_length" by its own |y| (GRPO).
     beta: weight of the KL penalty towards the initial policy; 0 leaves it out.
     dual_clip: c > 1, or None.
+    importance_cap: weighs every token by `importance_weights` with this cap, and clips its ratio to the proximal
+      policy; None leaves that out: the ratio is to what the sampler said.
     """
 
     epsilon: float = 0.2
@@ -113,6 +129,7 @@ class PolicyLoss:
     denominator: Literal["max_length", "completion_length"] = "max_length"
     beta: float = 0.0
     dual_clip: float | None = None
+    importance_cap: float | None = None
 
     def __post_init__(self):
         if not 0 <= self.epsilon <= 1:
@@ -126,6 +143,9 @@ class PolicyLoss:
         if self.dual_clip is not None and not self.dual_clip > 1:
             raise ValueError(f"dual_clip must be greater than 1, or None, got {self.dual_clip}")
 
+        if self.importance_cap is not None and not (self.importance_cap > 0 and math.isfinite(self.importance_cap)):
+            raise ValueError(f"importance_cap must be greater than 0, or None, got {self.importance_cap}")
+
     @property
     def needs_reference(self) -> bool:
         """Whether `row` reads the initial policy's logprobs."""
@@ -136,18 +156,28 @@ class PolicyLoss:
         return jnp.asarray(loss_mask_BT.shape[0], float)
 
     def row(
-        self, logprobs_T: Array, old_logprobs_T: Array, reference_logprobs_T: Array, advantage: Array, mask_T: Array
+        self,
+        logprobs_T: Array,
+        sampler_logprobs_T: Array,
+        proximal_logprobs_T: Array,
+        reference_logprobs_T: Array,
+        advantage: Array,
+        mask_T: Array,
     ) -> tuple[Array, dict[str, Array]]:
         """The loss of one row of T_max completion positions, and sums over its trained tokens for the metrics."""
         losses_T, clipped_T = clipped_token_losses(
             logprobs_T,
-            old_logprobs_T,
+            sampler_logprobs_T if self.importance_cap is None else proximal_logprobs_T,
             advantage,
             epsilon=self.epsilon,
             epsilon_high=self.epsilon_high,
             dual_clip=self.dual_clip,
         )
         sums = {"clipped": jnp.sum(clipped_T & mask_T)}
+        if self.importance_cap is not None:
+            weights_T, capped_T = importance_weights(proximal_logprobs_T, sampler_logprobs_T, self.importance_cap)
+            losses_T = losses_T * weights_T
+            sums["importance_capped"] = jnp.sum(capped_T & mask_T)
         if self.needs_reference:
             kl_T = kl_estimates(logprobs_T, reference_logprobs_T)
             losses_T = losses_T + self.beta * kl_T
@@ -164,13 +194,20 @@ class SupervisedLoss:
     """Mean negative logprob of the trained tokens, nats."""
 
     needs_reference = False
+    importance_cap = None
 
     def normalizer(self, loss_mask_BT: Array) -> Array:
         """The number of trained tokens."""
         return jnp.maximum(jnp.sum(loss_mask_BT), 1).astype(float)
 
     def row(
-        self, logprobs_T: Array, old_logprobs_T: Array, reference_logprobs_T: Array, advantage: Array, mask_T: Array
+        self,
+        logprobs_T: Array,
+        sampler_logprobs_T: Array,
+        proximal_logprobs_T: Array,
+        reference_logprobs_T: Array,
+        advantage: Array,
+        mask_T: Array,
     ) -> tuple[Array, dict[str, Array]]:
         """The sum over one row's trained tokens; the advantage and the other policies play no part."""
         return -jnp.sum(jnp.where(mask_T, logprobs_T, 0)), {}

@@ -97,6 +97,8 @@ class Batch:
     mask_BT: bool[B, T], True on real tokens (prompt and completion).
     loss_mask_BT: bool[B, T], True on the tokens that are trained.
     sampler_logprobs_BT: float32[B, T], nats, of token t given the tokens before it; 0 off the loss mask.
+    proximal_logprobs_BT: the same of the policy that an update keeps near: before the step's first update. Only a loss
+      with an importance cap reads it, and the update computes it itself.
     advantages_B: float32[B], given to every trained token of the row.
     """
 
@@ -104,4 +106,5 @@ class Batch:
     mask_BT: Array
     loss_mask_BT: Array
     sampler_logprobs_BT: Array
+    proximal_logprobs_BT: Array
     advantages_B: Array

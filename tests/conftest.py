@@ -1,6 +1,7 @@
 """Strict JAX for all tests, on eight fake CPU devices."""
 
 import os
+import tempfile
 
 from tests.compilations import QUICKLY
 
@@ -9,6 +10,8 @@ from tests.compilations import QUICKLY
 # devices.
 os.environ["XLA_FLAGS"] = f"{QUICKLY} {os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Commands keep what they compile: here, not in the user's cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="polyepo-tests-"))
 
 import hypothesis
 import jax

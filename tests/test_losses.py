@@ -1,11 +1,20 @@
 """Losses against their formulas, and what may be held in memory."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyepo_jax.losses import PolicyLoss, SupervisedLoss, clipped_token_losses, kl_estimates, token_logprobs
+from polyepo_jax.losses import (
+    PolicyLoss,
+    SupervisedLoss,
+    clipped_token_losses,
+    importance_weights,
+    kl_estimates,
+    token_logprobs,
+)
 
 
 def array_shapes(jaxpr):
@@ -105,7 +114,7 @@ def test_kl_estimate_is_unbiased_and_not_negative():
 def row(loss, mask, advantage=0.5, logprobs=None):
     logprobs = jnp.linspace(-2, -0.1, 6) if logprobs is None else logprobs
     old = jnp.linspace(-1.8, -0.2, 6)
-    return loss.row(logprobs, old, old - 0.3, jnp.array(advantage), jnp.array(mask))
+    return loss.row(logprobs, old, old + 0.1, old - 0.3, jnp.array(advantage), jnp.array(mask))
 
 
 def test_denominators():
@@ -128,6 +137,35 @@ def test_beta_adds_the_kl_penalty():
     assert float(sums["kl"]) == pytest.approx(float(jnp.sum(kl)), rel=1e-5)
 
 
+def test_importance_cap_weighs_tokens_and_clips_to_the_proximal_policy():
+    random = np.random.default_rng(0)
+    logprobs, sampler, proximal = (random.normal(size=8) * 0.7 - 2 for _ in range(3))
+    mask = np.array([True] * 7 + [False])
+    for advantage in (-0.7, 1.3):
+        loss = PolicyLoss(importance_cap=1.5)
+        arrays = [jnp.asarray(x, jnp.float32) for x in (logprobs, sampler, proximal)]
+        value, sums = loss.row(*arrays, arrays[0], jnp.array(advantage), jnp.array(mask))
+        expected, capped = 0.0, 0
+        for t in range(7):
+            ratio, weight = np.exp(logprobs[t] - proximal[t]), np.exp(proximal[t] - sampler[t])
+            capped += weight > 1.5
+            expected += min(weight, 1.5) * reference_clipped(ratio, advantage, 0.2, 0.28, None)
+        assert 0 < capped < 7
+        assert int(sums["importance_capped"]) == capped
+        assert float(value) == pytest.approx(expected / 8, rel=1e-5)
+        # The weights are constants: through them comes no gradient.
+        weights, _ = importance_weights(arrays[2], arrays[1], 1.5)
+
+        def weighed(proximal, weights=weights, arrays=arrays, advantage=advantage):
+            losses, _ = clipped_token_losses(arrays[0], proximal, jnp.array(advantage), epsilon=0.2, epsilon_high=0.28)
+            return jnp.sum(jnp.where(mask, weights * losses, 0)) / 8
+
+        def row_loss(proximal, loss=loss, arrays=arrays, advantage=advantage):
+            return loss.row(arrays[0], arrays[1], proximal, arrays[0], jnp.array(advantage), jnp.array(mask))[0]
+
+        np.testing.assert_allclose(jax.grad(row_loss)(arrays[2]), jax.grad(weighed)(arrays[2]), rtol=1e-5)
+
+
 def test_masked_tokens_may_hold_anything():
     mask = np.array([True] * 3 + [False] * 3)
     logprobs = jnp.array([-1.0, -2.0, -0.5, np.nan, np.inf, -np.inf])
@@ -141,7 +179,7 @@ def test_supervised_loss_is_the_mean_cross_entropy():
     mask = np.array([[True, True, False], [True, False, False]])
     logprobs = jnp.array([[-1.0, -2.0, -9.0], [-0.5, -9.0, -9.0]])
     loss = SupervisedLoss()
-    rows = [loss.row(lp, lp, lp, jnp.array(1.0), m)[0] for lp, m in zip(logprobs, mask, strict=True)]
+    rows = [loss.row(lp, lp, lp, lp, jnp.array(1.0), m)[0] for lp, m in zip(logprobs, mask, strict=True)]
     assert float(sum(rows) / loss.normalizer(jnp.asarray(mask))) == pytest.approx(3.5 / 3)
 
 
@@ -154,6 +192,8 @@ def test_supervised_loss_is_the_mean_cross_entropy():
         ({"denominator": "tokens"}, "denominator must be"),
         ({"beta": -1.0}, "beta must be"),
         ({"dual_clip": 1.0}, "dual_clip must be"),
+        ({"importance_cap": 0.0}, "importance_cap must be"),
+        ({"importance_cap": math.inf}, "importance_cap must be"),
     ],
 )
 def test_refuses_impossible_settings(arguments, message):

@@ -102,6 +102,7 @@ def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
         mask_BT=_row_array(mesh, (rows, length), bool),  # type: ignore[arg-type]
         loss_mask_BT=_row_array(mesh, (rows, length), bool),  # type: ignore[arg-type]
         sampler_logprobs_BT=_row_array(mesh, (rows, length), jnp.float32),  # type: ignore[arg-type]
+        proximal_logprobs_BT=_row_array(mesh, (rows, length), jnp.float32),  # type: ignore[arg-type]
         advantages_B=_row_array(mesh, (rows,), jnp.float32),  # type: ignore[arg-type]
     )
     reference = _abstract(params, shardings.params) if spec.loss.needs_reference else ()

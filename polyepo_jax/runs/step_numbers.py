@@ -14,6 +14,7 @@ _NAMES = {
     "grad_norm": "loss/grad_norm",
     "learning_rate": "optimizer/learning_rate",
     "clip_frac": "loss/clip_frac",
+    "importance_capped_frac": "loss/importance_capped_frac",
     "kl": "loss/kl",
     "nonfinite": "loss/nonfinite_updates",
     "sampler_gap": "logprobs/sampler_gap",

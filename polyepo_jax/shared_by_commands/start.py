@@ -1,10 +1,13 @@
 """The command line of the training commands."""
 
+import os
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import jax
 
 from polyepo_jax.config.files import AnyConfig, docstring_of, load, override, to_json
 from polyepo_jax.errors import InputError
@@ -41,6 +44,23 @@ def take(arguments: list[str], flag: str) -> str | None:
             raise InputError(f"{flag} needs a value")
     arguments[:] = rest
     return value
+
+
+def keep_compilations() -> None:
+    """Compiled programs are kept for later runs of the same shapes, where JAX is not told otherwise.
+
+    JAX_COMPILATION_CACHE_DIR says where (it may be a URL), else it is a folder of the user's cache; with
+    JAX_ENABLE_COMPILATION_CACHE=false nothing is kept.
+    """
+    if jax.config.jax_compilation_cache_dir is not None:  # type: ignore[attr-defined]
+        return
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = caches / "polyepo_jax" / "compilations"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that is not there or not to be written: every run compiles
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
 
 
 def docstring_help(arguments: Sequence[str], config_path: str | None, help_text: str | None, options: str) -> bool:
@@ -84,6 +104,7 @@ def start(
         sys.exit(0)
     if config_path is None:
         raise InputError(f"--config is missing: python -m {module} --config configs/polynomial/....py")
+    keep_compilations()
     peers.start(places)
     resume_command = shlex.join([sys.executable, "-m", module, *again])
     if peers.are_watched():

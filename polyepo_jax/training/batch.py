@@ -50,10 +50,12 @@ def flatten(mask_truncated: bool, prompts: Prompts, rollouts: Rollouts, advantag
     trained_PNT = rollouts.completion_mask_PNT
     if mask_truncated:
         trained_PNT = trained_PNT & ~rollouts.truncated_PN[:, :, None]
+    sampler_logprobs_BT = rows(jnp.zeros(prompts.mask_PT.shape), rollouts.sampler_logprobs_PNT)
     return Batch(
         tokens_BT=rows(prompts.tokens_PT, rollouts.tokens_PNT),
         mask_BT=rows(prompts.mask_PT, rollouts.completion_mask_PNT),
         loss_mask_BT=rows(jnp.zeros_like(prompts.mask_PT), trained_PNT),
-        sampler_logprobs_BT=rows(jnp.zeros(prompts.mask_PT.shape), rollouts.sampler_logprobs_PNT),
+        sampler_logprobs_BT=sampler_logprobs_BT,
+        proximal_logprobs_BT=sampler_logprobs_BT,
         advantages_B=advantages_PN.reshape(-1),
     )

@@ -152,10 +152,12 @@ def demonstration_batch(
         completions_PT[row, : len(ids)] = ids
         trained_PT[row, : len(ids)] = True
     loss_mask_BT = np.concatenate([np.zeros_like(mask_PT), trained_PT], axis=1)
+    unused_BT = np.zeros(loss_mask_BT.shape, np.float32)
     return Batch(
         tokens_BT=np.concatenate([tokens_PT, completions_PT], axis=1),  # type: ignore[arg-type]
         mask_BT=np.concatenate([mask_PT, trained_PT], axis=1),  # type: ignore[arg-type]
         loss_mask_BT=loss_mask_BT,  # type: ignore[arg-type]
-        sampler_logprobs_BT=np.zeros(loss_mask_BT.shape, np.float32),  # type: ignore[arg-type]
+        sampler_logprobs_BT=unused_BT,  # type: ignore[arg-type]
+        proximal_logprobs_BT=unused_BT,  # type: ignore[arg-type]
         advantages_B=np.ones(len(tokens_PT), np.float32),  # type: ignore[arg-type]
     )

@@ -93,6 +93,11 @@ class UpdateSpec:
     skip_zero_advantage: bool = False
     max_logits: int = 2**25
 
+    @property
+    def updates_once(self) -> bool:
+        """Whether all rows are in one update, and no other follows."""
+        return self.num_iterations == 1 and self.mini_batch_rows is None
+
     def __post_init__(self):
         if self.skip_zero_advantage and self.loss.needs_reference:
             raise ValueError("skip_zero_advantage needs beta = 0: the KL term trains every row, whatever its advantage")
@@ -170,7 +175,12 @@ def _row_sums(spec: UpdateSpec, params, batch: Batch, reference_params) -> tuple
         reference_BT = jax.lax.stop_gradient(completion_logprobs(spec, reference_params, batch))
     mask_BT = batch.loss_mask_BT[:, spec.prompt_length :]
     old_BT = batch.sampler_logprobs_BT[:, spec.prompt_length :]
-    losses_B, sums_B = jax.vmap(spec.loss.row)(logprobs_BT, old_BT, reference_BT, batch.advantages_B, mask_BT)
+    # Where a step has one update, the policy before it is the one at hand.
+    proximal_BT = jax.lax.stop_gradient(logprobs_BT)
+    if not spec.updates_once:
+        proximal_BT = batch.proximal_logprobs_BT[:, spec.prompt_length :]
+    rows = logprobs_BT, old_BT, proximal_BT, reference_BT, batch.advantages_B, mask_BT
+    losses_B, sums_B = jax.vmap(spec.loss.row)(*rows)
     sums = jax.tree.map(jnp.sum, sums_B)
     sums["tokens"] = jnp.sum(mask_BT)
     sums["all_tokens"] = jnp.sum(batch.mask_BT)
@@ -212,6 +222,16 @@ def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=(
         ((loss, sums), gradient), _ = jax.lax.scan(accumulate, zeros, _split_rows(batch, num_rows // micro_rows))
     scale = 1 / normalizer
     return loss * scale.astype(loss.dtype), jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), sums
+
+
+def _with_proximal_logprobs(spec: UpdateSpec, params, batch: Batch) -> Batch:
+    """The batch with what the policy says of its tokens before the first update."""
+    num_rows = batch.tokens_BT.shape[0]
+    parts = _split_rows(batch, num_rows // (spec.micro_batch_rows or spec.mini_batch_rows or num_rows))
+    scored = jax.lax.map(lambda part: completion_logprobs(spec, params, part), parts)
+    proximal_BT = jnp.zeros(batch.tokens_BT.shape, scored.dtype)
+    proximal_BT = proximal_BT.at[:, spec.prompt_length :].set(scored.reshape(num_rows, -1))
+    return dataclasses.replace(batch, proximal_logprobs_BT=proximal_BT)
 
 
 def _adds_nothing(batch: Batch) -> Array:
@@ -266,14 +286,17 @@ def train_step(
       reference_params: the initial policy, where the loss has a KL term.
 
     Returns:
-      The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, `learning_rate`, means over the updates;
-      `sampler_gap`, the mean |trainer logprob - sampler logprob| before the first update, nats (like `clip_frac` of
-      the rows that were not skipped; NaN if all were); `tokens`, real ones of prompts and completions that all updates
-      went through; `nonfinite`, updates skipped, and `nonfinite_in_a_row` of the new state.
+      The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, `learning_rate`, means over the updates, and
+      `importance_capped_frac` where the loss has an importance cap; `sampler_gap`, the mean
+      |trainer logprob - sampler logprob| before the first update, nats (like `clip_frac` of the rows that were not
+      skipped; NaN if all were); `tokens`, real ones of prompts and completions that all updates went through;
+      `nonfinite`, updates skipped, and `nonfinite_in_a_row` of the new state.
     """
     num_rows = batch.tokens_BT.shape[0]
     num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)
     optimizer, schedule = spec.optimizer.build(spec.learning_rate), spec.optimizer.schedule(spec.learning_rate)
+    if spec.loss.importance_cap is not None and not spec.updates_once:
+        batch = _with_proximal_logprobs(spec, state.params, batch)
     mini_batches = _split_rows(batch, num_mini_batches)
 
     def update(state: TrainState, index: Array):
@@ -316,6 +339,8 @@ def _summary(stats: dict[str, Array]) -> dict[str, Array]:
     """Of the numbers of a step's updates, [updates] each, those of the step."""
     means = {"loss", "grad_norm", "learning_rate", "kl"} & stats.keys()
     summary = {name: jnp.mean(stats[name]) for name in sorted(means)}
+    if "importance_capped" in stats:
+        summary["importance_capped_frac"] = jnp.mean(stats["importance_capped"])
     if "clipped" in stats:
         summary["clip_frac"] = jnp.mean(stats["clipped"])
     summary["sampler_gap"] = stats["gap"][0]

@@ -125,6 +125,7 @@ def expected_gradient(params, groups, advantages):
             mask_BT=jnp.asarray(MASK)[completions_N],
             loss_mask_BT=jnp.asarray(LOSS_MASK)[completions_N],
             sampler_logprobs_BT=sampler_logprobs[completions_N],
+            proximal_logprobs_BT=sampler_logprobs[completions_N],
             advantages_B=advantages_N,
         )
         _, gradient, _ = loss_and_gradient(SPEC, params, batch)
