@@ -88,7 +88,7 @@ def run_case(case: Case, peers: list[str], cores: int, python: str) -> dict[str,
 
 def show(results: dict[str, dict[str, Any]]) -> None:
     """The table."""
-    console = rich.console.Console()
+    console = rich.console.Console(width=110)
     table = rich.table.Table("case", "contestant", "tokens/s", "of the matmul rate", "peak memory", "row-steps used")
     for case, contestants in results.items():
         for name, result in contestants.items():

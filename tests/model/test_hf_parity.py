@@ -173,7 +173,7 @@ def plain_rope(theta: float) -> dict:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
 
 
-# Heads, ties, scalings, depths (up to four layers are unrolled, more are scanned).
+# Heads, ties, scalings, depths.
 CASES = {
     "qwen3": ("qwen3", TINY | plain_rope(1e6) | {"head_dim": 12}),
     "qwen3 tied, scanned": ("qwen3", TINY | {"tie_word_embeddings": True, "head_dim": 16, "num_hidden_layers": 5}),

@@ -201,7 +201,8 @@ def test_scanned_and_unrolled_layers_agree(monkeypatch):
     params = init(config, jax.random.key(2))
     tokens = tokens_of((2, 6))
     unrolled, _ = eager_forward(config, params, tokens)
-    monkeypatch.setattr(sys.modules["polyepo_jax.model.transformer"], "_MAX_UNROLLED_LAYERS", 0)
+    for name in ("_MAX_UNROLLED_LAYERS", "_MAX_UNROLLED_LAYERS_ON_CPU"):
+        monkeypatch.setattr(sys.modules["polyepo_jax.model.transformer"], name, 0)
     scanned, _ = eager_forward(config, params, tokens)
     np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
 
