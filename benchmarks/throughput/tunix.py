@@ -62,7 +62,8 @@ def rollout(case: Case) -> None:
     length = case.prompt_length + case.completion_length
     cache = CacheConfig(length, m.num_hidden_layers, m.num_key_value_heads, m.head_dim)
     sampler = Sampler(model_of(case), Numbers(), cache)
-    prompts = np.random.default_rng(0).integers(2, m.vocab_size, (case.prompts, case.prompt_length - 1))  # it puts one before them
+    shape = case.prompts, case.prompt_length - 1  # it puts one token before them
+    prompts = np.random.default_rng(0).integers(2, m.vocab_size, shape)
     texts = [" ".join(map(str, prompt)) for prompt in prompts for _ in range(case.generations)]
     stop_ids = list(range(1, 1 + round(case.stop_share * m.vocab_size))) or [-1]
     at_a_time = case.max_rows or case.rows

@@ -27,8 +27,9 @@ Params = dict[str, Any]
 # What a layer's attention does with the queries, keys and values of its new tokens: yields what was attended to.
 Mix = Callable[[Array, Array, Array], Array]
 
-# Layers of models this shallow are unrolled: a scan copies what the backward pass needs, and the gradients, into stacked
-# arrays. On CPUs, whose compiler is quick, that is worth more of its time: an update of 8 layers takes 12 % less.
+# Layers of models this shallow are unrolled: a scan copies what the backward pass needs, and the gradients, into
+# stacked arrays. On CPUs, whose compiler is quick, that is worth more of its time: an update of 8 layers then takes
+# 12 % less.
 _MAX_UNROLLED_LAYERS, _MAX_UNROLLED_LAYERS_ON_CPU = 4, 12
 
 _REMAT_POLICIES = {

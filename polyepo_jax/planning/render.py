@@ -117,7 +117,7 @@ def _verdict(plan: Plan) -> list[str]:
         lines.append(f"the nearest change that fits, estimated at {size(plan.advice.peak_bytes)}{checked}:")
         lines.append(f"  {plan.advice.arguments()}")
         return lines
-    lines.append(f"no micro-batch, wave, rematerialisation or mesh of {topology.num_devices} devices fits")
+    lines.append(f"no micro-batch, number of slots, rematerialisation or mesh of {topology.num_devices} devices fits")
     if plan.more_devices is not None:
         more, change = plan.more_devices.topology, plan.more_devices.change
         slices = f" --slices {more.num_slices}" if more.num_slices > 1 else ""
@@ -131,9 +131,10 @@ def _verdict(plan: Plan) -> list[str]:
 def _waves(plan: Plan) -> list[str]:
     count, rows = num_waves(plan.config, plan.shape), wave_rows(plan.config, plan.shape.num_shards)
     limit = plan.config.sampling.max_rows
-    most = "none fits" if plan.largest_wave is None else f"the largest that fits has {plan.largest_wave}"
-    waves = "1 wave" if count == 1 else f"{count} waves"
-    return [f"a step samples {waves} of {rows} generations (sampling.max-rows is {limit}; {most})"]
+    most = "none fits" if plan.largest_wave is None else f"{plan.largest_wave} would fit"
+    all_rows = plan.config.prompts_per_step * plan.config.num_generations
+    passes = "" if count == 1 else f", {count} times over if all are of full length"
+    return [f"a step samples {all_rows:,} generations in {rows} slots{passes} (sampling.max-rows is {limit}; {most})"]
 
 
 def _time(plan: Plan) -> list[str]:
