@@ -12,6 +12,7 @@ from polyepo_jax.evaluation import MAX_SAMPLES
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, ModelNumerics
+from polyepo_jax.model.config import Dtype
 from polyepo_jax.sampling import Sampling
 from polyepo_jax.sets import Polychromic, SetAdvantage
 from polyepo_jax.sharding import MeshConfig
@@ -122,12 +123,16 @@ class SamplingConfig:
         changes no token; `python -m polyepo_jax.plan` says what fits.
       gather_weights: hold a copy of the weights in the model's dtype, not cut over `mesh.fsdp`, during a rollout;
         without it every layer is fetched anew for every token.
+      dtype: of rollouts, None for the model's: bfloat16 halves the cache and what a token reads, where training is in
+        float32. `logprobs/sampler_gap` says how far the two are apart, and `algorithm.loss.importance_cap` corrects for
+        it. Evaluations are in the model's own.
     """
 
     top_k: int = 0
     top_p: float = 1.0
     max_rows: int = 1024
     gather_weights: bool = True
+    dtype: Dtype | None = None
 
     def __post_init__(self):
         _check_number(self, "max_rows", 1)

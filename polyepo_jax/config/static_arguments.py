@@ -1,5 +1,6 @@
 """What compiled functions need to know of a config, and the streams of its random numbers."""
 
+import dataclasses
 import zlib
 
 import jax
@@ -25,7 +26,7 @@ def generation_spec(config: Config, tokenizer: Tokenizer | None = None) -> Gener
     """What each step samples; with the task's tokenizer, unless another is given."""
     tokenizer = config.task.tokenizer if tokenizer is None else tokenizer
     return GenerationSpec(
-        model=config.model,
+        model=dataclasses.replace(config.model, dtype=config.sampling.dtype or config.model.dtype),
         num_generations=config.num_generations,
         max_completion_length=config.max_completion_length,
         stop_ids=tokenizer.stop_ids,

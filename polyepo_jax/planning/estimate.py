@@ -178,6 +178,12 @@ def _state_bytes(spec: UpdateSpec, sizes: tuple[int, int, int]) -> tuple[int, in
     return weights, shard_bytes(state.opt_state, state_shardings(spec, mesh).opt_state)
 
 
+def rollout_shape(config: Config, shape: Shape) -> Shape:
+    """The shape that is sampled: of the dtype of rollouts."""
+    dtype = config.sampling.dtype or config.model.dtype
+    return dataclasses.replace(shape, model=dataclasses.replace(shape.model, dtype=dtype))
+
+
 def rollout_schedule(config: Config, num_shards: int) -> Schedule:
     """The books of a step's rollout, before it begins."""
     prompts, generations = config.prompts_per_step, config.num_generations
@@ -200,6 +206,7 @@ def ring_capacity(config: Config) -> int:
 
 def _cached_bytes(config: Config, shape: Shape, tokens: float) -> int:
     """Keys and values of so many tokens, bytes of a device, as they lie in its memory."""
+    shape = rollout_shape(config, shape)
     heads = config.model.num_key_value_heads // shape.tensor
     return int(2 * config.model.num_hidden_layers * tokens * heads * shape.padded_head_dim * shape.itemsize)
 
@@ -312,7 +319,8 @@ def _num_groups(config: Config, shape: Shape) -> int:
 
 def rollout_memory(config: Config, shape: Shape) -> Memory:
     """Of a rollout, beside the optimizer's state."""
-    model = config.model
+    shape = rollout_shape(config, shape)
+    model = shape.model
     weights, optimizer = state_bytes(config, shape.sizes)
     rows = wave_rows(config, shape.num_shards)
     schedule = rollout_schedule(config, shape.num_shards)
@@ -373,6 +381,7 @@ def update_work(config: Config, shape: Shape) -> Work:
 
 def prefill_work(config: Config, shape: Shape) -> Work:
     """Of the prompts of as many generations as there are slots, the gathering of the weights included."""
+    shape = rollout_shape(config, shape)
     prompts = rollout_schedule(config, shape.num_shards).batch
     t, f, size = shape.tensor, shape.sizes[1], shape.itemsize
     flops = prompts * shape.forward_flops(config.max_prompt_length) / t
@@ -385,6 +394,7 @@ def prefill_work(config: Config, shape: Shape) -> Work:
 
 def decode_work(config: Config, shape: Shape) -> Work:
     """Of one token in every slot. Attention reads the prompts of all groups of slots, and the whole ring."""
+    shape = rollout_shape(config, shape)
     model = config.model
     local = wave_rows(config, shape.num_shards) // shape.num_shards
     L, t, f, size = model.num_hidden_layers, shape.tensor, shape.sizes[1], shape.itemsize

@@ -124,6 +124,7 @@ class Rollout:
             self._prefill(*admitted)
             begins_SB |= schedule.fill()
         if schedule.done:
+            del self._params, self._pool, self._slots  # what grades or updates next needs their memory
             return None
         row_SB = np.maximum(schedule.row_SB, 0)
         prompt_SB = row_SB // spec.num_generations
@@ -190,7 +191,8 @@ class Rollout:
         while self._chunk is not None:
             prompts = self._take(self._chunk)
             self._chunk = self._dispatch()
-            yield self._finished([p for p in prompts if self._owned_P[p]])
+            own = [prompt for prompt in prompts if self._owned_P[prompt]]
+            yield Finished(own, self._on_host(own))
 
     def _take(self, chunk: Chunk) -> list[int]:
         """Puts the tokens of a chunk where they belong; the prompts that are done with it."""
@@ -214,21 +216,22 @@ class Rollout:
             self._unfinished_P[prompt] -= count
         return [prompt for prompt in sorted(ended) if self._unfinished_P[prompt] == 0]
 
-    def _finished(self, prompts: list[int]) -> Finished:
-        return Finished(prompts, jax.tree.map(lambda x: x[prompts], self._on_host()))
-
-    def _on_host(self) -> Rollouts:
+    def _on_host(self, prompts: Sequence[int]) -> Rollouts:
         N, T = self._spec.num_generations, self._spec.max_completion_length
-        mask_RT = np.arange(T)[None] < self._num_tokens_R[:, None]
-        last_R = np.take_along_axis(self._tokens_RT, np.maximum(self._num_tokens_R - 1, 0)[:, None], axis=1)[:, 0]
-        truncated_R = ~np.isin(last_R, self._spec.stop_ids)
-        arrays = self._tokens_RT, mask_RT, self._logprobs_RT, truncated_R
-        return Rollouts(*(x.reshape(-1, N, *x.shape[1:]) for x in arrays))  # type: ignore[arg-type]
+        rows_PN = np.asarray(prompts, int)[:, None] * N + np.arange(N)
+        tokens_PNT, num_tokens_PN1 = self._tokens_RT[rows_PN], self._num_tokens_R[rows_PN][..., None]
+        last_PN = np.take_along_axis(tokens_PNT, np.maximum(num_tokens_PN1 - 1, 0), axis=2)[..., 0]
+        return Rollouts(
+            tokens_PNT,  # type: ignore[arg-type]
+            np.arange(T) < num_tokens_PN1,  # type: ignore[arg-type]
+            self._logprobs_RT[rows_PN],  # type: ignore[arg-type]
+            ~np.isin(last_PN, self._spec.stop_ids),  # type: ignore[arg-type]
+        )
 
     def rollouts(self) -> Rollouts:
         """All generations, on the devices, once all have ended."""
         assert self._chunk is None, "generations are still being sampled"
-        return shard_rows(self._mesh, self._on_host())
+        return shard_rows(self._mesh, self._on_host(range(len(self._unfinished_P))))
 
 
 def _local(chunk: Chunk) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

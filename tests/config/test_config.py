@@ -155,6 +155,8 @@ def test_combined_objectives_are_config_values(tmp_path):
             r"skip_zero_advantage needs algorithm.loss.beta = 0, got 0.1",
         ),
         (["--sampling.top-p", "0"], r"top_p must be in \(0, 1\]"),
+        (["--sampling.dtype", "float16"], r"'float16'.*bfloat16"),
+        (["--algorithm.loss.importance-cap", "-1"], r"importance_cap must be greater than 0, or None, got -1"),
         (["--model.max-position-embeddings", "10"], r"\(14 tokens\) exceed model.max_position_embeddings \(10\)"),
         (["--init.run-dir", "a", "--init.model-dir", "b"], r"init.run_dir \(a\) and init.model_dir \(b\) exclude"),
         (["--init.step", "3"], r"init.step \(3\) is a checkpoint of init.run_dir, which is not set"),

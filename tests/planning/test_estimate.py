@@ -128,21 +128,22 @@ def test_update_on_a_mesh_against_its_program(mesh, micro_batch_size):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "dtype", "tie_word_embeddings"),
+    ("mesh", "dtype", "tie_word_embeddings", "sampled_in"),
     [
-        (MeshConfig(1, 1, 1), "float32", False),
-        (MeshConfig(1, 1, 1), "bfloat16", True),
-        (MeshConfig(1, 2, 2), "float32", True),
+        (MeshConfig(1, 1, 1), "float32", False, None),
+        (MeshConfig(1, 1, 1), "bfloat16", True, None),
+        (MeshConfig(1, 2, 2), "float32", True, "bfloat16"),
     ],
 )
-def test_rollout_against_its_program(mesh, dtype, tie_word_embeddings):
+def test_rollout_against_its_program(mesh, dtype, tie_word_embeddings, sampled_in):
     config = small_config(mesh, dtype=dtype, tie_word_embeddings=tie_word_embeddings)
+    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, dtype=sampled_in))
     # Keys of a layer are larger than any other array.
     config = dataclasses.replace(config, max_prompt_length=100, max_completion_length=357)
     program = compile_rollout(config, cpu_mesh(config))
     shape = shape_of(config, (mesh.data, mesh.fsdp, mesh.tensor), "cpu")
     heads, rows = 2 // mesh.tensor, 8 // (mesh.data * mesh.fsdp)
-    name = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    name = {"float32": "f32", "bfloat16": "bf16"}[sampled_in or dtype]
     keys = [size for size, text, _ in program.largest if text == f"{name}[{rows},{heads},357,32]"]
     assert keys
     assert ring_bytes(config, shape) == 2 * 2 * keys[0]
