@@ -1,8 +1,8 @@
 """Losses of token logprobs: the clipped policy gradient and supervised learning.
 
-A loss is a frozen dataclass with two methods: `normalizer` of a whole mini-batch, and `row`, the loss of one row
-before that division. A mini-batch's loss is sum over rows / normalizer, so that neither its value nor its
-gradient depends on how the rows are cut into micro-batches or laid over devices.
+A loss is a frozen dataclass with three methods: `normalizer` of a whole mini-batch, `token_weights` of its rows, and
+`tokens`, the losses of single tokens. A mini-batch's loss is the sum over tokens of weight times loss / normalizer, so
+that neither its value nor its gradient depends on how the rows are packed, cut into micro-batches or laid over devices.
 """
 
 import dataclasses
@@ -21,7 +21,13 @@ from polyepo_jax.types import Array
 MAX_LOG_RATIO = 20.0
 
 
-def token_logprobs(logits: Callable[[Array], Array], hidden_BTD: Array, targets_BT: Array, chunk_length: int) -> Array:
+def token_logprobs(
+    logits: Callable[[Array], Array],
+    hidden_BTD: Array,
+    targets_BT: Array,
+    chunk_length: int,
+    num_wanted: Array | int | None = None,
+) -> Array:
     """Logprob of each target, without ever holding logits of more than `chunk_length` positions a row.
 
     A scan over chunks of positions, rematerialised: the backward pass recomputes a chunk's logits too.
@@ -32,9 +38,11 @@ def token_logprobs(logits: Callable[[Array], Array], hidden_BTD: Array, targets_
       hidden_BTD: the hidden state that predicts each target.
       targets_BT: int[B, T].
       chunk_length: C.
+      num_wanted: positions that count, of every row the first; chunks behind them are left out. It is the same on all
+        devices.
 
     Returns:
-      [B, T], nats, in the logits' dtype.
+      [B, T], nats, in the logits' dtype; of no meaning where not wanted.
     """
     chex.assert_rank([hidden_BTD, targets_BT], [3, 2])
     num_rows, length = targets_BT.shape
@@ -46,21 +54,30 @@ def token_logprobs(logits: Callable[[Array], Array], hidden_BTD: Array, targets_
         x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(num_rows, num_chunks, chunk_length, *x.shape[2:]), 1, 0)
 
-    def score(_, chunk):
-        hidden_BCD, targets_BC = chunk
+    def score(hidden_BCD, targets_BC):
         logits_BCV = logits(hidden_BCD)
         chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
-        return None, chosen_BC - jax.nn.logsumexp(logits_BCV, axis=2)
+        return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=2)
 
     score = jax.checkpoint(score, prevent_cse=False)
-    _, logprobs = jax.lax.scan(score, None, (chunks(hidden_BTD), chunks(targets_BT)), unroll=num_chunks == 1)
+
+    def score_wanted(_, chunk):
+        index, *chunk = chunk
+        if num_wanted is None or num_chunks == 1:
+            return None, score(*chunk)
+        dtype = jax.eval_shape(score, *chunk).dtype
+        wanted = index * chunk_length < num_wanted
+        return None, jax.lax.cond(wanted, score, lambda _, targets_BC: 0 * targets_BC.astype(dtype), *chunk)
+
+    inputs = jnp.arange(num_chunks), chunks(hidden_BTD), chunks(targets_BT)
+    _, logprobs = jax.lax.scan(score_wanted, None, inputs, unroll=num_chunks == 1)
     return jnp.moveaxis(logprobs, 0, 1).reshape(num_rows, -1)[:, :length]
 
 
 def clipped_token_losses(
     logprobs_T: Array,
     old_logprobs_T: Array,
-    advantage: Array,
+    advantages_T: Array,
     *,
     epsilon: float,
     epsilon_high: float,
@@ -70,23 +87,23 @@ def clipped_token_losses(
 
     Args:
       logprobs_T: of the policy that is trained. old_logprobs_T: of the policy that sampled, constants.
-      advantage: scalar, of the whole row.
+      advantages_T: of each token; arrays may have any shape.
       epsilon, epsilon_high: the lower and the upper clipping distance from ratio 1.
       dual_clip: c > 1 bounds the loss of a negative advantage by -c * advantage (Ye et al. 2020, Eq. 5).
 
     Returns:
       losses_T, and clipped_T: where a bound is active, so that the token has no gradient.
     """
-    chex.assert_rank([logprobs_T, old_logprobs_T, advantage], [1, 1, 0])
+    chex.assert_equal_shape([logprobs_T, old_logprobs_T, advantages_T])
     log_ratio_T = jnp.clip(logprobs_T - old_logprobs_T, -MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio_T = jnp.exp(log_ratio_T)
-    plain_T = -advantage * ratio_T
-    bounded_T = -advantage * jnp.clip(ratio_T, 1 - epsilon, 1 + epsilon_high)
+    plain_T = -advantages_T * ratio_T
+    bounded_T = -advantages_T * jnp.clip(ratio_T, 1 - epsilon, 1 + epsilon_high)
     losses_T = jnp.maximum(plain_T, bounded_T)
     clipped_T = bounded_T > plain_T
     if dual_clip is not None:
-        ceiling = -advantage * dual_clip
-        exceeds_T = (advantage < 0) & (losses_T > ceiling)
+        ceiling = -advantages_T * dual_clip
+        exceeds_T = (advantages_T < 0) & (losses_T > ceiling)
         losses_T, clipped_T = jnp.where(exceeds_T, ceiling, losses_T), clipped_T | exceeds_T
     return losses_T, clipped_T
 
@@ -155,38 +172,41 @@ class PolicyLoss:
         """The number of rows, masked ones included."""
         return jnp.asarray(loss_mask_BT.shape[0], float)
 
-    def row(
+    def token_weights(self, lengths_B: Array, max_length: int) -> Array:
+        """The weight of each token of rows of so many trained tokens, [B]: one over the denominator."""
+        if self.denominator == "max_length":
+            return jnp.full(lengths_B.shape, 1 / max_length)
+        return 1 / jnp.maximum(lengths_B, 1)
+
+    def tokens(
         self,
-        logprobs_T: Array,
-        sampler_logprobs_T: Array,
-        proximal_logprobs_T: Array,
-        reference_logprobs_T: Array,
-        advantage: Array,
-        mask_T: Array,
+        logprobs: Array,
+        sampler_logprobs: Array,
+        proximal_logprobs: Array,
+        reference_logprobs: Array,
+        advantages: Array,
+        trained: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        """The loss of one row of T_max completion positions, and sums over its trained tokens for the metrics."""
-        losses_T, clipped_T = clipped_token_losses(
-            logprobs_T,
-            sampler_logprobs_T if self.importance_cap is None else proximal_logprobs_T,
-            advantage,
+        """The losses of tokens, arrays of one shape, 0 where not trained; and sums over the trained for the metrics."""
+        losses, clipped = clipped_token_losses(
+            logprobs,
+            sampler_logprobs if self.importance_cap is None else proximal_logprobs,
+            advantages,
             epsilon=self.epsilon,
             epsilon_high=self.epsilon_high,
             dual_clip=self.dual_clip,
         )
-        sums = {"clipped": jnp.sum(clipped_T & mask_T)}
+        sums = {"clipped": jnp.sum(clipped & trained)}
         if self.importance_cap is not None:
-            weights_T, capped_T = importance_weights(proximal_logprobs_T, sampler_logprobs_T, self.importance_cap)
-            losses_T = losses_T * weights_T
-            sums["importance_capped"] = jnp.sum(capped_T & mask_T)
+            weights, capped = importance_weights(proximal_logprobs, sampler_logprobs, self.importance_cap)
+            losses = losses * weights
+            sums["importance_capped"] = jnp.sum(capped & trained)
         if self.needs_reference:
-            kl_T = kl_estimates(logprobs_T, reference_logprobs_T)
-            losses_T = losses_T + self.beta * kl_T
-            sums["kl"] = jnp.sum(jnp.where(mask_T, kl_T, 0))
-        # `where`, not a product: a masked position may hold anything.
-        total = jnp.sum(jnp.where(mask_T, losses_T, 0))
-        if self.denominator == "max_length":
-            return total / mask_T.size, sums
-        return total / jnp.maximum(jnp.sum(mask_T), 1).astype(total.dtype), sums
+            kl = kl_estimates(logprobs, reference_logprobs)
+            losses = losses + self.beta * kl
+            sums["kl"] = jnp.sum(jnp.where(trained, kl, 0))
+        # `where`, not a product: a position that is not trained may hold anything.
+        return jnp.where(trained, losses, 0), sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,14 +220,18 @@ class SupervisedLoss:
         """The number of trained tokens."""
         return jnp.maximum(jnp.sum(loss_mask_BT), 1).astype(float)
 
-    def row(
+    def token_weights(self, lengths_B: Array, max_length: int) -> Array:
+        """1 for all."""
+        return jnp.ones(lengths_B.shape)
+
+    def tokens(
         self,
-        logprobs_T: Array,
-        sampler_logprobs_T: Array,
-        proximal_logprobs_T: Array,
-        reference_logprobs_T: Array,
-        advantage: Array,
-        mask_T: Array,
+        logprobs: Array,
+        sampler_logprobs: Array,
+        proximal_logprobs: Array,
+        reference_logprobs: Array,
+        advantages: Array,
+        trained: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        """The sum over one row's trained tokens; the advantage and the other policies play no part."""
-        return -jnp.sum(jnp.where(mask_T, logprobs_T, 0)), {}
+        """The negative logprobs of trained tokens; advantages and the other policies play no part."""
+        return -jnp.where(trained, logprobs, 0), {}

@@ -126,6 +126,18 @@ def num_row_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def num_row_shards_in_use() -> int:
+    """`num_row_shards` of the mesh in use; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else num_row_shards(mesh)
+
+
+def num_devices_in_use() -> int:
+    """Devices of the mesh in use; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
 def row_sharding(mesh: Mesh, num_rows: int) -> NamedSharding:
     """Where an array of so many rows lies: cut along them, or copied where the mesh does not divide them."""
     return rows(mesh) if num_rows % num_row_shards(mesh) == 0 else replicated(mesh)

@@ -30,18 +30,22 @@ def array_shapes(jaxpr):
 
 
 @pytest.mark.parametrize("chunk_length", [1, 4, 5, 100])
-def test_token_logprobs_and_their_gradient_equal_the_unchunked_ones(chunk_length):
+@pytest.mark.parametrize("num_wanted", [10, 6])
+def test_token_logprobs_and_their_gradient_equal_the_unchunked_ones(chunk_length, num_wanted):
     rng = np.random.default_rng(0)
+    wanted = jnp.broadcast_to(jnp.arange(10) < num_wanted, (2, 10))
     hidden, table = rng.normal(size=(2, 10, 6)).astype(np.float32), rng.normal(size=(6, 9)).astype(np.float32)
     targets = rng.integers(0, 9, (2, 10))
     weights = rng.normal(size=(2, 10)).astype(np.float32)
 
     def chunked(hidden, table):
-        return jnp.sum(weights * token_logprobs(lambda h: h @ table, hidden, targets, chunk_length))
+        logprobs = token_logprobs(lambda h: h @ table, hidden, targets, chunk_length, num_wanted)
+        return jnp.sum(jnp.where(wanted, weights * logprobs, 0))
 
     def plain(hidden, table):
         logprobs = jax.nn.log_softmax(hidden @ table)
-        return jnp.sum(weights * jnp.take_along_axis(logprobs, targets[..., None], axis=2)[..., 0])
+        chosen = jnp.take_along_axis(logprobs, targets[..., None], axis=2)[..., 0]
+        return jnp.sum(jnp.where(wanted, weights * chosen, 0))
 
     actual = jax.jit(jax.value_and_grad(chunked, argnums=(0, 1)))(hidden, table)
     expected = jax.jit(jax.value_and_grad(plain, argnums=(0, 1)))(hidden, table)
@@ -75,7 +79,7 @@ def test_clipped_loss_is_the_formula_and_clipped_tokens_have_no_gradient(dual_cl
 
         def losses(logprobs, advantage=advantage):
             return clipped_token_losses(
-                logprobs, jnp.zeros(10), jnp.array(advantage), epsilon=0.2, epsilon_high=0.28, dual_clip=dual_clip
+                logprobs, jnp.zeros(10), jnp.full(10, advantage), epsilon=0.2, epsilon_high=0.28, dual_clip=dual_clip
             )
 
         logprobs = jnp.log(jnp.array(ratios, jnp.float32))
@@ -97,7 +101,7 @@ def test_extreme_log_ratios_stay_finite():
     for advantage in (-1.0, 1.0):
 
         def total(x, advantage=advantage):
-            return jnp.sum(clipped_token_losses(x, old, jnp.array(advantage), epsilon=0.2, epsilon_high=0.2)[0])
+            return jnp.sum(clipped_token_losses(x, old, jnp.full(3, advantage), epsilon=0.2, epsilon_high=0.2)[0])
 
         value, gradient = jax.value_and_grad(total)(logprobs)
         assert np.isfinite(value)
@@ -114,13 +118,19 @@ def test_kl_estimate_is_unbiased_and_not_negative():
 def row(loss, mask, advantage=0.5, logprobs=None):
     logprobs = jnp.linspace(-2, -0.1, 6) if logprobs is None else logprobs
     old = jnp.linspace(-1.8, -0.2, 6)
-    return loss.row(logprobs, old, old + 0.1, old - 0.3, jnp.array(advantage), jnp.array(mask))
+    return row_of(loss, logprobs, old, old + 0.1, old - 0.3, advantage, jnp.array(mask))
+
+
+def row_of(loss, logprobs, sampler, proximal, reference, advantage, mask):
+    """The loss of a row, its denominator included, and its sums."""
+    losses, sums = loss.tokens(logprobs, sampler, proximal, reference, jnp.full(mask.shape, advantage), mask)
+    return jnp.sum(losses) * loss.token_weights(jnp.sum(mask)[None], mask.size)[0], sums
 
 
 def test_denominators():
     mask = np.array([True, True, True, False, False, False])
     losses, _ = clipped_token_losses(
-        jnp.linspace(-2, -0.1, 6), jnp.linspace(-1.8, -0.2, 6), jnp.array(0.5), epsilon=0.2, epsilon_high=0.28
+        jnp.linspace(-2, -0.1, 6), jnp.linspace(-1.8, -0.2, 6), jnp.full(6, 0.5), epsilon=0.2, epsilon_high=0.28
     )
     total = float(jnp.sum(losses[:3]))
     assert float(row(PolicyLoss(), mask)[0]) == pytest.approx(total / 6)
@@ -144,7 +154,7 @@ def test_importance_cap_weighs_tokens_and_clips_to_the_proximal_policy():
     for advantage in (-0.7, 1.3):
         loss = PolicyLoss(importance_cap=1.5)
         arrays = [jnp.asarray(x, jnp.float32) for x in (logprobs, sampler, proximal)]
-        value, sums = loss.row(*arrays, arrays[0], jnp.array(advantage), jnp.array(mask))
+        value, sums = row_of(loss, *arrays, arrays[0], advantage, jnp.array(mask))
         expected, capped = 0.0, 0
         for t in range(7):
             ratio, weight = np.exp(logprobs[t] - proximal[t]), np.exp(proximal[t] - sampler[t])
@@ -157,11 +167,13 @@ def test_importance_cap_weighs_tokens_and_clips_to_the_proximal_policy():
         weights, _ = importance_weights(arrays[2], arrays[1], 1.5)
 
         def weighed(proximal, weights=weights, arrays=arrays, advantage=advantage):
-            losses, _ = clipped_token_losses(arrays[0], proximal, jnp.array(advantage), epsilon=0.2, epsilon_high=0.28)
+            losses, _ = clipped_token_losses(
+                arrays[0], proximal, jnp.full(8, advantage), epsilon=0.2, epsilon_high=0.28
+            )
             return jnp.sum(jnp.where(mask, weights * losses, 0)) / 8
 
         def row_loss(proximal, loss=loss, arrays=arrays, advantage=advantage):
-            return loss.row(arrays[0], arrays[1], proximal, arrays[0], jnp.array(advantage), jnp.array(mask))[0]
+            return row_of(loss, arrays[0], arrays[1], proximal, arrays[0], advantage, jnp.array(mask))[0]
 
         np.testing.assert_allclose(jax.grad(row_loss)(arrays[2]), jax.grad(weighed)(arrays[2]), rtol=1e-5)
 
@@ -179,7 +191,7 @@ def test_supervised_loss_is_the_mean_cross_entropy():
     mask = np.array([[True, True, False], [True, False, False]])
     logprobs = jnp.array([[-1.0, -2.0, -9.0], [-0.5, -9.0, -9.0]])
     loss = SupervisedLoss()
-    rows = [loss.row(lp, lp, lp, lp, jnp.array(1.0), m)[0] for lp, m in zip(logprobs, mask, strict=True)]
+    rows = [row_of(loss, lp, lp, lp, lp, 1.0, m)[0] for lp, m in zip(logprobs, jnp.asarray(mask), strict=True)]
     assert float(sum(rows) / loss.normalizer(jnp.asarray(mask))) == pytest.approx(3.5 / 3)
 
 

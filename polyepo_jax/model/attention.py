@@ -115,35 +115,42 @@ def kernel_of(config: ModelConfig) -> str:
     return "cudnn" if platform == "gpu" and config.dtype == "bfloat16" else "xla"
 
 
-def self_attend(kernel: str, query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array) -> Array:
-    """Causal attention among the real tokens of each row; of no meaning on padding.
+def knows_segments(kernel: str) -> bool:
+    """Whether `self_attend` in this kernel tells several texts of a row apart."""
+    return kernel != "cudnn"
+
+
+def self_attend(kernel: str, query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array) -> Array:
+    """Causal attention among the tokens of each text; of no meaning on padding.
 
     Args:
       kernel: "xla", "cudnn" or "splash".
       query_BTHA, keys_BTKA, values_BTKA: as of `attend`, of the same T tokens.
-      mask_BT: True = real token.
+      segments_BT: the text that a token is of, 0 for padding; or bool, True = real token, where each row has one text.
+        One is all that "cudnn" allows.
     """
     if kernel == "splash":
-        return _splash(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+        return _splash(query_BTHA, keys_BTKA, values_BTKA, segments_BT)
     if kernel == "cudnn":
-        return cudnn_attend(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
-    return _blocked(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+        return cudnn_attend(query_BTHA, keys_BTKA, values_BTKA, segments_BT != 0)
+    return _blocked(query_BTHA, keys_BTKA, values_BTKA, segments_BT)
 
 
-def _blocked(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array) -> Array:
+def _blocked(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array) -> Array:
     """`attend` for blocks of queries, each with the keys up to its end; a block's scores are computed again in the
     backward pass."""
     length = query_BTHA.shape[1]
 
-    def block(start: int, stop: int, query, keys, values, mask):
+    def block(start: int, stop: int, query, keys, values, segments):
         causal_tc = jnp.tri(stop - start, stop, k=start, dtype=bool)
-        return attend(query[:, start:stop], keys[:, :stop], values[:, :stop], mask[:, None, :stop] & causal_tc[None])
+        seen_Btc = (segments[:, start:stop, None] == segments[:, None, :stop]) & (segments[:, None, :stop] != 0)
+        return attend(query[:, start:stop], keys[:, :stop], values[:, :stop], seen_Btc & causal_tc[None])
 
     if length <= _XLA_BLOCK:
-        return block(0, length, query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+        return block(0, length, query_BTHA, keys_BTKA, values_BTKA, segments_BT)
     blocks = [
         jax.checkpoint(functools.partial(block, start, min(start + _XLA_BLOCK, length)))(
-            query_BTHA, keys_BTKA, values_BTKA, mask_BT
+            query_BTHA, keys_BTKA, values_BTKA, segments_BT
         )
         for start in range(0, length, _XLA_BLOCK)
     ]
@@ -209,7 +216,7 @@ def _splash_kernel(num_heads: int, length: int, interpret: bool):
 
 
 def splash_attend(
-    query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array, interpret: bool = False
+    query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array, interpret: bool = False
 ) -> Array:
     """Splash attention of rows on one device; skips the blocks above the diagonal.
 
@@ -225,22 +232,22 @@ def splash_attend(
         for x in (query_BTHA * head_dim**-0.5, keys_BTKA, values_BTKA)
     )
     kernel = _splash_kernel(num_heads, length + rest, interpret)
-    segments_BT = jnp.pad(mask_BT.astype(jnp.int32), ((0, 0), (0, rest)))
+    segments_BT = jnp.pad(segments_BT.astype(jnp.int32), ((0, 0), (0, rest)))
     attended_BHTA = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash.SegmentIds(s, s)))(
         query, keys, values, segments_BT
     )
     return attended_BHTA.swapaxes(1, 2)[:, :length, :, :head_dim].astype(query_BTHA.dtype)
 
 
-def _splash(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, mask_BT: Array) -> Array:
+def _splash(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array) -> Array:
     """`splash_attend` on every device of the mesh, each with its rows and heads: XLA cannot cut a kernel itself."""
     if jax.sharding.get_abstract_mesh().empty:
-        return splash_attend(query_BTHA, keys_BTKA, values_BTKA, mask_BT)
+        return splash_attend(query_BTHA, keys_BTKA, values_BTKA, segments_BT)
     heads = activation_spec(query_BTHA.shape, ("batch", None, "heads", None))
     kv_heads = activation_spec(keys_BTKA.shape, ("batch", None, "heads", None))
     if kv_heads[2] is None:
         heads = kv_heads  # cut alone, query heads would meet the wrong ones of all key/value heads
-    rows = activation_spec(mask_BT.shape, ("batch", None))
+    rows = activation_spec(segments_BT.shape, ("batch", None))
     return jax.shard_map(splash_attend, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False)(
-        query_BTHA, keys_BTKA, values_BTKA, mask_BT
+        query_BTHA, keys_BTKA, values_BTKA, segments_BT
     )

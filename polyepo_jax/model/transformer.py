@@ -262,19 +262,25 @@ def hidden_states(
     positions_BT: Array | None = None,
     cache: Cache | None = None,
     mask_BT: Array | None = None,
+    segments_BT: Array | None = None,
 ) -> tuple[Array, Cache | None]:
     """The final, normalised hidden states [B, T, D] in config.dtype, before the output projection.
 
-    Arguments and errors as in `forward`.
+    Arguments and errors as in `forward`, and:
+
+    Args:
+      segments_BT: without a cache, in place of a mask, where rows hold several texts: as of `self_attend`. Positions
+        are then to be given.
     """
     chex.assert_rank(tokens_BT, 2)
     num_tokens = tokens_BT.shape[1]
     mask_BT = jnp.ones(tokens_BT.shape, bool) if mask_BT is None else mask_BT
     if cache is None:
         kernel = kernel_of(config)
+        segments_BT = mask_BT if segments_BT is None else segments_BT
 
         def attend_new(carry, index, query, keys, values):
-            return self_attend(kernel, query, keys, values, mask_BT), carry, None
+            return self_attend(kernel, query, keys, values, segments_BT), carry, None
 
         positions_BT = _positions(mask_BT) if positions_BT is None else positions_BT
         hidden_BTD, _, _ = _run_layers(config, params, tokens_BT, positions_BT, None, attend_new)

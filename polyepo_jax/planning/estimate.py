@@ -21,13 +21,16 @@ from polyepo_jax.planning.hardware import Chip
 from polyepo_jax.sampling.generate import LEAST_RING, first_ring
 from polyepo_jax.sampling.schedule import Schedule, slots_per_shard
 from polyepo_jax.sharding import AXES, param_shardings
-from polyepo_jax.training.update import UpdateSpec, init_state, state_shardings
+from polyepo_jax.training.update import UpdateSpec, folding, init_state, state_shardings
 
 # A TPU's vectors: heads of 64 take as much memory as heads of 128.
 _TPU_LANES = 128
 
 # Queries whose scores `model.attention` holds at a time.
 _XLA_BLOCK = 1024
+
+# Of a position of an update whose rows are packed: where it comes from, and what `training.packing.Packed` says of it.
+_PACKED_BYTES = 4 + 4 + 4 + 4 + 1 + 4 + 4 + 4
 
 # One pass over the data-center network that joins TPU slices, bytes/s of a chip: 100 Gbit/s for a host of four.
 SLICE_BANDWIDTH = 100e9 / 8 / 4
@@ -244,16 +247,22 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     local = rows / shape.num_shards
     length = config.max_prompt_length + config.max_completion_length
     scored = local * config.max_completion_length
-    kept = model.num_hidden_layers * _kept_by_layer(shape, local, length)
+    fold = update_folding(config, shape)
+    bins, size_of_bin = local / fold, length * fold
+    kept = model.num_hidden_layers * _kept_by_layer(shape, bins, size_of_bin)
+    # The rows; and where they are packed, on every device, for any may take any of them.
     batch = config.prompts_per_step * config.num_generations * length * (4 + 4 + 2) / shape.num_shards
+    if accumulates:
+        batch += (spec.mini_batch_rows or config.prompts_per_step * config.num_generations) * length * _PACKED_BYTES
     # Weights are converted where they lie, all layers at once, then gathered: a layer, and the next one ahead of time.
     converted = model.num_hidden_layers * shape.layer_weights / t / f * size * (model.dtype != model.param_dtype)
     gathered = f > 1 or model.dtype != model.param_dtype
     table = shape.output_weights / t
 
-    chunk_length = max(int(spec.max_logits * t / (local * model.vocab_size)), 1)
-    logits = 4 * local * min(chunk_length, config.max_completion_length) * model.vocab_size / t
-    if chunk_length < config.max_completion_length:
+    most = max(int(spec.max_logits * t / (bins * model.vocab_size)), 1)
+    chunk_length = min(most, fold * config.max_completion_length)
+    logits = 4 * bins * chunk_length * model.vocab_size / t
+    if chunk_length < (size_of_bin - 1 if accumulates else config.max_completion_length):
         # In the loop over chunks the table's gradient is summed up, whole and in the parameters' dtype; where the
         # vocabulary is cut, a chunk's gradient lies beside the sum.
         output = logits + table * jnp.dtype(model.param_dtype).itemsize * (2 if t > 1 else 1)
@@ -272,9 +281,16 @@ def update_memory(config: Config, shape: Shape) -> Memory:
         optimizer=optimizer,
         gradients=accumulated + own_weights,
         copies=int(converted + 2 * shape.layer_weights / t * size * gathered),
-        activations=int(kept + _differentiated_layer(shape, local, length) + batch),
+        activations=int(kept + _differentiated_layer(shape, bins, size_of_bin) + batch),
     )
     return max(at_output, at_layers, key=lambda memory: memory.total)
+
+
+def update_folding(config: Config, shape: Shape) -> int:
+    """Rows of full length that a bin of an update has room for, at least 1; attention of "xla" is over a whole bin."""
+    rows = update_spec(config).mini_batch_rows or config.prompts_per_step * config.num_generations
+    length = config.max_prompt_length + config.max_completion_length
+    return max(folding(shape.kernel, rows, update_rows(config)[1], length, math.prod(shape.sizes)), 1)
 
 
 def _kept_by_layer(shape: Shape, rows: float, length: int) -> float:
@@ -356,7 +372,8 @@ def update_work(config: Config, shape: Shape) -> Work:
     num_micro = rows / micro_rows
     length = config.max_prompt_length + config.max_completion_length
     L, t, f = model.num_hidden_layers, shape.tensor, shape.sizes[1]
-    layers, attention = 2 * length * shape.layer_weights, shape.attention_flops(length)
+    fold = update_folding(config, shape)
+    layers, attention = 2 * length * shape.layer_weights, shape.attention_flops(fold * length) / fold
     down = 2 * length * model.hidden_size * model.intermediate_size
     output = 2 * config.max_completion_length * shape.output_weights
     # A backward pass is two products for each of the forward's; attention kernels compute scores again, twice.

@@ -5,7 +5,6 @@ Between chunks a slot whose generation has ended is given another one: shapes st
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ from polyepo_jax.model import (
     unstacked,
 )
 from polyepo_jax.sampling.methods import Sampling, sample_token
-from polyepo_jax.sharding import BATCH_AXES, constrain, everywhere, gathered, mesh_platform
+from polyepo_jax.sharding import constrain, everywhere, gathered, mesh_platform, num_row_shards_in_use
 from polyepo_jax.types import Array
 
 
@@ -144,15 +143,9 @@ def prepare(spec: GenerationSpec, params: Any) -> Any:
     return unstacked(params)
 
 
-def _parts() -> int:
-    """Devices that rows are cut over."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-
-
 def _by_part(function, *arrays: Array) -> Array:
     """`function` of each device's rows of the arrays alone."""
-    split = (x.reshape(_parts(), -1, *x.shape[1:]) for x in arrays)
+    split = (x.reshape(num_row_shards_in_use(), -1, *x.shape[1:]) for x in arrays)
     result = jax.vmap(function)(*split)
     return result.reshape(-1, *result.shape[2:])
 

@@ -12,9 +12,25 @@ import optax
 
 from polyepo_jax.losses import PolicyLoss, SupervisedLoss, token_logprobs
 from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, output_params, unembed
+from polyepo_jax.model.attention import kernel_of, knows_segments
 from polyepo_jax.sampling import Sampling
-from polyepo_jax.sharding import BATCH_AXES, Mesh, PartitionSpec, by_rows, constrain, param_shardings, replicated
+from polyepo_jax.sharding import (
+    BATCH_AXES,
+    Mesh,
+    PartitionSpec,
+    by_rows,
+    constrain,
+    everywhere,
+    num_devices_in_use,
+    num_row_shards_in_use,
+    param_shardings,
+    replicated,
+)
+from polyepo_jax.training.packing import Packed, pack
 from polyepo_jax.types import Array, Batch
+
+# Positions of a bin for several rows, at most: beyond that attention among them costs more than the padding.
+_MAX_FOLDED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +89,10 @@ class UpdateSpec:
     sampling: the distribution whose logprobs count: the one that was sampled.
     num_iterations: passes over the batch.
     mini_batch_rows: rows of an optimizer update; None for all of the batch.
-    micro_batch_rows: rows whose activations are held at a time; None for all of the mini-batch.
-    skip_zero_advantage: leave out the micro-batches whose rows all have advantage 0 or no trained token; rows that have
-      both are moved together first. Loss and gradient stay what they were, since such rows add nothing to either
-      (without a KL term) and the denominator counts all rows.
+    micro_batch_rows: rows of full length whose activations are held at a time; None for all of the mini-batch. Shorter
+      rows share their room, and there are fewer micro-batches.
+    skip_zero_advantage: leave out rows that have advantage 0 or no trained token. Loss and gradient stay what they
+      were, since such rows add nothing to either (without a KL term) and the denominator counts all rows.
     max_logits: logits that a device holds at a time, at most (or those of one position of its rows, if these are
       more). The default is 128 MiB of float32.
     """
@@ -146,92 +162,139 @@ def state_shardings(spec: UpdateSpec, mesh: Mesh) -> Any:
     return TrainState(step=everywhere, params=shardings, opt_state=opt_shardings, nonfinite_in_a_row=everywhere)
 
 
-def completion_logprobs(spec: UpdateSpec, params, batch: Batch) -> Array:
-    """The model's logprob of each token after the prompt, [B, T - prompt_length], nats."""
-    hidden_BTD, _ = hidden_states(spec.model, params, batch.tokens_BT, mask_BT=batch.mask_BT)
-    # The hidden state at position t predicts the token at t + 1.
-    hidden_BTD = hidden_BTD[:, spec.prompt_length - 1 : -1]
+@jax.custom_vjp
+def _permuted(x_RTD: Array, order_RT: Array, back_RT: Array) -> Array:
+    """The positions of each row in another order; `back_RT` is the inverse."""
+    return jnp.take_along_axis(x_RTD, order_RT[:, :, None], axis=1)
 
-    def score(output, hidden_BTD, targets_BT):
-        hidden_BTD = constrain(hidden_BTD, "batch", None, None)
 
-        def logits(hidden_BCD):
-            return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, output, hidden_BCD))
+def _permuted_forward(x_RTD, order_RT, back_RT):
+    return _permuted(x_RTD, order_RT, back_RT), back_RT
 
+
+def _permuted_backward(back_RT, gradient_RTD):
+    # A gather too: XLA would scatter.
+    return jnp.take_along_axis(gradient_RTD, back_RT[:, :, None], axis=1), None, None
+
+
+_permuted.defvjp(_permuted_forward, _permuted_backward)
+
+
+def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Array:
+    """The model's logprob of each trained token given those of its text before it, [R, T], nats; else 0."""
+    hidden_RTD, _ = hidden_states(
+        spec.model, params, packed.tokens_RT, packed.positions_RT, segments_BT=packed.segments_RT
+    )
+    # Trained tokens of a bin of full rows. One row has no more; short ones in a bin may, and need further chunks.
+    usual = max(fold, 1) * (packed.tokens_RT.shape[1] // max(fold, 1) - spec.prompt_length)
+    most_trained = usual if fold == 0 else packed.tokens_RT.shape[1] - 1
+
+    num_trained = jnp.max(jnp.sum(packed.trained_RT, axis=1))
+
+    def score(shared, hidden_RTD, targets_RT, trained_RT):
+        output, num_trained = shared
+        hidden_RTD = constrain(hidden_RTD, "batch", None, None)
+
+        def logits(hidden_RCD):
+            return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, output, hidden_RCD))
+
+        # Logits of what is trained alone.
+        order_RT = jnp.argsort(~trained_RT, axis=1, stable=True)
+        back_RT = jnp.argsort(order_RT, axis=1)
+        targets_RT = jnp.take_along_axis(targets_RT, order_RT, axis=1)[:, :most_trained]
         # The rows are this device's; their logits are cut further along the vocabulary.
         mesh = jax.sharding.get_abstract_mesh()
         parts = 1 if mesh.empty else mesh.shape["tensor"]
-        chunk_length = max(spec.max_logits * parts // (targets_BT.shape[0] * spec.model.vocab_size), 1)
-        return token_logprobs(logits, hidden_BTD, targets_BT, chunk_length)
+        most = max(spec.max_logits * parts // (targets_RT.shape[0] * spec.model.vocab_size), 1)
+        hidden_RTD = _permuted(hidden_RTD, order_RT, back_RT)[:, :most_trained]
+        logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, min(most, usual), num_trained)
+        logprobs_RT = jnp.take_along_axis(logprobs_RT, jnp.minimum(back_RT, most_trained - 1), axis=1)
+        return jnp.where(trained_RT, logprobs_RT, 0)
 
-    return by_rows(score, output_params(params), hidden_BTD, batch.tokens_BT[:, spec.prompt_length :])
+    # The hidden state at position t predicts the token at t + 1.
+    shared = output_params(params), num_trained
+    logprobs_RT = by_rows(score, shared, hidden_RTD[:, :-1], packed.tokens_RT[:, 1:], packed.trained_RT[:, 1:])
+    return jnp.pad(logprobs_RT, ((0, 0), (1, 0)))
 
 
-def _row_sums(spec: UpdateSpec, params, batch: Batch, reference_params) -> tuple[Array, dict[str, Array]]:
-    """The batch's loss before normalisation, and sums for the metrics."""
-    logprobs_BT = completion_logprobs(spec, params, batch)
-    reference_BT = logprobs_BT
+def _sums(spec: UpdateSpec, fold: int, params, packed: Packed, reference_params) -> tuple[Array, dict[str, Array]]:
+    """The loss before normalisation, and sums for the metrics."""
+    logprobs = packed_logprobs(spec, params, packed, fold)
+    reference = logprobs
     if spec.loss.needs_reference:
-        reference_BT = jax.lax.stop_gradient(completion_logprobs(spec, reference_params, batch))
-    mask_BT = batch.loss_mask_BT[:, spec.prompt_length :]
-    old_BT = batch.sampler_logprobs_BT[:, spec.prompt_length :]
+        reference = jax.lax.stop_gradient(packed_logprobs(spec, reference_params, packed, fold))
     # Where a step has one update, the policy before it is the one at hand.
-    proximal_BT = jax.lax.stop_gradient(logprobs_BT)
-    if not spec.updates_once:
-        proximal_BT = batch.proximal_logprobs_BT[:, spec.prompt_length :]
-    rows = logprobs_BT, old_BT, proximal_BT, reference_BT, batch.advantages_B, mask_BT
-    losses_B, sums_B = jax.vmap(spec.loss.row)(*rows)
-    sums = jax.tree.map(jnp.sum, sums_B)
-    sums["tokens"] = jnp.sum(mask_BT)
-    sums["all_tokens"] = jnp.sum(batch.mask_BT)
-    sums["gap"] = jnp.sum(jnp.where(mask_BT, jnp.abs(logprobs_BT - old_BT), 0))
-    return jnp.sum(losses_B), sums
+    proximal = jax.lax.stop_gradient(logprobs) if spec.updates_once else packed.proximal_logprobs_RT
+    sampler, trained = packed.sampler_logprobs_RT, packed.trained_RT
+    losses, sums = spec.loss.tokens(logprobs, sampler, proximal, reference, packed.advantages_RT, trained)
+    sums["tokens"] = jnp.sum(trained)
+    sums["all_tokens"] = jnp.sum(packed.segments_RT != 0)
+    sums["gap"] = jnp.sum(jnp.where(trained, jnp.abs(logprobs - sampler), 0))
+    return jnp.sum(losses * packed.weights_RT), sums
+
+
+def folding(kernel: str, num_rows: int, micro_rows: int, length: int, num_devices: int) -> int:
+    """How many rows of full length a bin of an update has room for; 0 where nothing is packed, as a micro-batch of all
+    rows would hold the empty bins too.
+
+    A bin of several is filled better, but has attention among all of them. That pays where they are short, and is kept
+    to one device: of several each would have too few bins to cut them well.
+    """
+    if micro_rows == num_rows or not knows_segments(kernel):
+        return 0
+    if kernel != "xla" or num_devices > 1:
+        return 1
+    return next((fold for fold in (8, 4, 2) if fold * length <= _MAX_FOLDED and micro_rows % fold == 0), 1)
+
+
+def _pack(spec: UpdateSpec, batch: Batch, fold: int) -> Packed:
+    weights_B = spec.loss.token_weights(
+        jnp.sum(batch.loss_mask_BT, axis=1), batch.tokens_BT.shape[1] - spec.prompt_length
+    )
+    kept_B = ~_adds_nothing(batch) if spec.skip_zero_advantage else jnp.ones(batch.tokens_BT.shape[0], bool)
+    if fold:  # any row may go to any device
+        batch = jax.tree.map(everywhere, batch)
+    return pack(batch, weights_B.astype(jnp.promote_types(spec.model.dtype, jnp.float32)), kept_B, fold)
 
 
 def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=()):
     """Loss of a mini-batch, its gradient and sums for the metrics, accumulated over micro-batches.
 
     The same numbers, up to rounding, for any `micro_batch_rows`: rows are summed, then divided once. With
-    `skip_zero_advantage` the sums count the rows of the micro-batches that were not left out.
+    `skip_zero_advantage` the sums count the rows that were not left out.
     """
-    num_rows = batch.tokens_BT.shape[0]
+    num_rows, length = batch.tokens_BT.shape
     micro_rows = spec.micro_batch_rows or num_rows
-    normalizer = spec.loss.normalizer(batch.loss_mask_BT)
-    gradient_of = jax.value_and_grad(functools.partial(_row_sums, spec), has_aux=True)
+    fold = folding(kernel_of(spec.model), num_rows, micro_rows, length, num_devices_in_use())
+    packed = _pack(spec, batch, fold)
+    gradient_of = jax.value_and_grad(functools.partial(_sums, spec, fold), has_aux=True)
 
-    def add(total, micro_batch):
-        new = gradient_of(params, micro_batch, reference_params)
-        return jax.tree.map(jnp.add, total, new)
+    def accumulate(total, part):
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient_of(params, part, reference_params))
 
-    def accumulate(total, micro_batch):
-        if not spec.skip_zero_advantage:
-            return add(total, micro_batch), None
-        skip = jnp.all(_adds_nothing(micro_batch))
-        return jax.lax.cond(skip, lambda total, _: total, add, total, micro_batch), None
+        return jax.lax.cond(jnp.any(part.segments_RT), add, lambda total, _: total, total, part), None
 
-    if micro_rows == num_rows and not spec.skip_zero_advantage:
-        (loss, sums), gradient = gradient_of(params, batch, reference_params)
+    if micro_rows == num_rows:
+        (loss, sums), gradient = gradient_of(params, packed, reference_params)
     else:
-        if spec.skip_zero_advantage:
-            order_B = jnp.argsort(_adds_nothing(batch), stable=True)
-            batch = jax.tree.map(lambda x: x[order_B], batch)
+        parts = _split_rows(packed, num_rows // micro_rows)
+        first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype),
-            jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[:micro_rows], batch), reference_params),
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, params, first, reference_params)
         )
-        ((loss, sums), gradient), _ = jax.lax.scan(accumulate, zeros, _split_rows(batch, num_rows // micro_rows))
-    scale = 1 / normalizer
+        ((loss, sums), gradient), _ = jax.lax.scan(accumulate, zeros, parts)
+    scale = 1 / spec.loss.normalizer(batch.loss_mask_BT)
     return loss * scale.astype(loss.dtype), jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), sums
 
 
 def _with_proximal_logprobs(spec: UpdateSpec, params, batch: Batch) -> Batch:
     """The batch with what the policy says of its tokens before the first update."""
     num_rows = batch.tokens_BT.shape[0]
-    parts = _split_rows(batch, num_rows // (spec.micro_batch_rows or spec.mini_batch_rows or num_rows))
-    scored = jax.lax.map(lambda part: completion_logprobs(spec, params, part), parts)
-    proximal_BT = jnp.zeros(batch.tokens_BT.shape, scored.dtype)
-    proximal_BT = proximal_BT.at[:, spec.prompt_length :].set(scored.reshape(num_rows, -1))
-    return dataclasses.replace(batch, proximal_logprobs_BT=proximal_BT)
+    packed = _pack(dataclasses.replace(spec, skip_zero_advantage=False), batch, 0)
+    parts = _split_rows(packed, num_rows // (spec.micro_batch_rows or spec.mini_batch_rows or num_rows))
+    scored = jax.lax.map(lambda part: packed_logprobs(spec, params, part, 0), parts)
+    return dataclasses.replace(batch, proximal_logprobs_BT=scored.reshape(batch.tokens_BT.shape))
 
 
 def _adds_nothing(batch: Batch) -> Array:
@@ -239,17 +302,17 @@ def _adds_nothing(batch: Batch) -> Array:
     return (batch.advantages_B == 0) | ~jnp.any(batch.loss_mask_BT, axis=1)
 
 
-def _split_rows(batch: Batch, num_parts: int) -> Batch:
+def _split_rows(tree: Any, num_parts: int) -> Any:
     """[B, ...] -> [parts, B / parts, ...]; each part keeps all devices busy where there is a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
 
     def split(x):
         x = x.reshape(num_parts, -1, *x.shape[1:])
-        if mesh.empty or x.shape[1] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        if mesh.empty or x.shape[1] % num_row_shards_in_use():
             return x
         return jax.lax.with_sharding_constraint(x, PartitionSpec(None, BATCH_AXES))
 
-    return jax.tree.map(split, batch)
+    return jax.tree.map(split, tree)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

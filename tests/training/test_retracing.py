@@ -35,7 +35,7 @@ def test_nothing_is_compiled_after_the_second_step(tmp_path: Path, monkeypatch, 
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         train.train(config, tmp_path, "")
     assert len(compiled) == 12
-    assert compiled[1] > 5  # the first step's are seen
+    assert compiled[1] > 0  # the first step compiles, and is seen to
     assert compiled[2:] == compiled[2:3] * 10
     lengths = [line["completions/mean_length"] for line in metrics_of(tmp_path)]
     assert len(set(lengths)) > 6

@@ -17,7 +17,6 @@ from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings, shard_r
 from polyepo_jax.training.update import (
     OptimizerConfig,
     UpdateSpec,
-    completion_logprobs,
     init_state,
     loss_and_gradient,
     state_shardings,
@@ -167,7 +166,9 @@ def test_importance_weights_are_of_the_policy_before_the_first_update(params, mi
     num_iterations = 1 if mini_batch_rows is None else 2
     spec = dataclasses.replace(SPEC, loss=loss, mini_batch_rows=mini_batch_rows, num_iterations=num_iterations)
     state, stats = train_step(spec, init_state(spec, jax.tree.map(jnp.copy, params)), batch)
-    scored = completion_logprobs(SPEC, params, batch)
+    logits, _ = forward(MODEL, params, batch.tokens_BT, mask_BT=batch.mask_BT)
+    logprobs = jax.nn.log_softmax(logits[:, PROMPT - 1 : -1])
+    scored = jnp.take_along_axis(logprobs, batch.tokens_BT[:, PROMPT:, None], axis=2)[..., 0]
     proximal = jnp.zeros(batch.mask_BT.shape).at[:, PROMPT:].set(scored)
     batch = dataclasses.replace(batch, proximal_logprobs_BT=proximal)
     optimizer = spec.optimizer.build(spec.learning_rate)
