@@ -9,6 +9,7 @@ product and of a copy are measured, for the machine's neighbours change them. Pe
   --peers NAME ...    tunix, transformers; both if not given
   --python FILE       the interpreter of the peers' environment, where it is another one
   --json FILE         write all figures there
+  --plot FILE         draw them
 """
 
 import argparse
@@ -112,6 +113,33 @@ def show(results: dict[str, dict[str, Any]]) -> None:
     console.print(table)
 
 
+def plot(results: dict[str, dict[str, Any]], file: Path) -> None:
+    """Tokens a second of all contestants, as multiples of the best other one's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(name for contestants in results.values() for name in contestants))
+    colours = dict(zip(names, ("#0072b2", "#56b4e9", "#e69f00", "#999999"), strict=False))
+    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.55 * len(results)), layout="constrained")
+    for row, contestants in enumerate(results.values()):
+        rates = {name: result.get("tokens_per_s") for name, result in contestants.items()}
+        best = max((rate for name, rate in rates.items() if name != "polyepo_jax" and rate), default=None)
+        there = [(name, rate / best) for name, rate in rates.items() if rate and best]
+        for place, (name, ratio) in enumerate(there):
+            y = row + 0.8 * ((place + 0.5) / len(there) - 0.5)
+            axes.barh(y, ratio, 0.75 / len(there), color=colours[name])
+            axes.text(ratio, y, f" {rates[name]:,.0f}", va="center", fontsize=7)
+    axes.set_yticks(range(len(results)), results)
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens/s, as a multiple of the best other contestant's")
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
+    axes.legend(handles, names, frameon=False, fontsize=8)
+    figure.savefig(file, dpi=150)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,6 +148,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", choices=["tunix", "transformers"], default=["tunix", "transformers"])
     parser.add_argument("--python", default=sys.executable)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     results = {}
     for case in CASES:
@@ -128,6 +157,8 @@ def main() -> None:
         print(f"{case.name} ...", file=sys.stderr)
         results[case.name] = run_case(case, arguments.peers, arguments.cores, arguments.python)
     show(results)
+    if arguments.plot:
+        plot(results, arguments.plot)
     if arguments.json:
         there = json.loads(subprocess.run([arguments.python, "-c", VERSIONS], capture_output=True, text=True).stdout)
         about = {

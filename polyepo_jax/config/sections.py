@@ -150,10 +150,10 @@ class AlgorithmConfig:
         other, "mask" leaves their tokens out of the loss.
       num_iterations: passes over the batch of a step.
       mini_batch_size: prompts of an optimizer update; None for all of the step.
-      micro_batch_size: generations whose activations are held at a time; None for all of the mini-batch.
-      skip_zero_advantage: leave micro-batches without any advantage out of the update, generations that have one being
-        moved together; loss and gradient stay what they were. None for where that can be: micro-batches are smaller
-        than the mini-batch, and the loss has no KL term.
+      micro_batch_size: generations of full length whose activations are held at a time; None for all of the mini-batch.
+        Shorter ones share their room, and there are fewer micro-batches.
+      skip_zero_advantage: leave generations without any advantage out of the update; loss and gradient stay what they
+        were. None for where that can be: micro-batches are smaller than the mini-batch, and the loss has no KL term.
       max_prompt_batches: where groups lack signal (every advantage 0), draw up to so many batches of prompts in a
         step, until prompts_per_step groups carry some (dynamic sampling, DAPO, arXiv:2503.14476); 1 draws one, and
         trains on it as it is. Groups that are surplus or without signal are dropped and counted.
@@ -309,8 +309,9 @@ class Config(RunConfig):
             )
         if self.algorithm.skip_zero_advantage and micro_rows == rows:
             raise ValueError(
-                "algorithm.skip_zero_advantage leaves out whole micro-batches: set algorithm.micro_batch_size to less "
-                f"than a mini-batch's {rows} generations"
+                "algorithm.skip_zero_advantage saves nothing in a single micro-batch: "
+                f"set algorithm.micro_batch_size to less than a mini-batch's {rows} "
+                "generations"
             )
         if self.algorithm.skip_zero_advantage and self.algorithm.loss.needs_reference:
             raise ValueError(

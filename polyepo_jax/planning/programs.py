@@ -106,8 +106,10 @@ def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
         advantages_B=_row_array(mesh, (rows,), jnp.float32),  # type: ignore[arg-type]
     )
     reference = _abstract(params, shardings.params) if spec.loss.needs_reference else ()
+    # How many micro-batches are filled is known when it runs: all, if every row is of full length.
+    num_micro_batches = (spec.mini_batch_rows or rows) // (spec.micro_batch_rows or spec.mini_batch_rows or rows)
     with jax.set_mesh(mesh):
-        return _compile(lambda: train_step.lower(spec, state, batch, reference), unknown_trip_count=1)
+        return _compile(lambda: train_step.lower(spec, state, batch, reference), num_micro_batches)
 
 
 def compile_rollout(config: Config, mesh: Mesh) -> Program | TooLarge:

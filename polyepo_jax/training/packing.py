@@ -60,14 +60,15 @@ def pack(batch: Batch, weights_B: Array, kept_B: Array, fold: int) -> Packed:
     Args:
       weights_B: of the rows' tokens in the loss.
       kept_B: bool; other rows are left out.
-      fold: 0 leaves every row where it is, in a bin of its own.
+      fold: 0 puts every row in a bin of its own, where its tokens stay in their columns; rows that are left out come
+        last.
     """
     num_rows, length = batch.tokens_BT.shape
     num_bins, size = (num_rows, length) if fold == 0 else (-(-num_rows // fold), fold * length)
     there_BT = batch.mask_BT & kept_B[:, None]
     starts_B = jnp.argmax(batch.mask_BT, axis=1).astype(jnp.int32)
     if fold == 0:
-        bins_B, offsets_B = jnp.arange(num_rows), starts_B
+        bins_B, offsets_B = jnp.argsort(jnp.argsort(~kept_B, stable=True)), starts_B
     else:
         bins_B, offsets_B = first_fit(jnp.sum(there_BT, axis=1, dtype=jnp.int32), num_bins, size)
     within_BT = jnp.arange(length, dtype=jnp.int32)[None, :] - starts_B[:, None]

@@ -252,6 +252,8 @@ def _pack(spec: UpdateSpec, batch: Batch, fold: int) -> Packed:
         jnp.sum(batch.loss_mask_BT, axis=1), batch.tokens_BT.shape[1] - spec.prompt_length
     )
     kept_B = ~_adds_nothing(batch) if spec.skip_zero_advantage else jnp.ones(batch.tokens_BT.shape[0], bool)
+    if spec.loss.importance_cap is None or spec.updates_once:  # nothing is to be carried that nobody reads
+        batch = dataclasses.replace(batch, proximal_logprobs_BT=batch.sampler_logprobs_BT)
     if fold:  # any row may go to any device
         batch = jax.tree.map(everywhere, batch)
     return pack(batch, weights_B.astype(jnp.promote_types(spec.model.dtype, jnp.float32)), kept_B, fold)
@@ -269,21 +271,20 @@ def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=(
     packed = _pack(spec, batch, fold)
     gradient_of = jax.value_and_grad(functools.partial(_sums, spec, fold), has_aux=True)
 
-    def accumulate(total, part):
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, gradient_of(params, part, reference_params))
-
-        return jax.lax.cond(jnp.any(part.segments_RT), add, lambda total, _: total, total, part), None
-
     if micro_rows == num_rows:
         (loss, sums), gradient = gradient_of(params, packed, reference_params)
     else:
         parts = _split_rows(packed, num_rows // micro_rows)
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_of, params, first, reference_params)
-        )
-        ((loss, sums), gradient), _ = jax.lax.scan(accumulate, zeros, parts)
+
+        def add(index, total):
+            part = jax.tree.map(lambda x: x[index], parts)
+            return jax.tree.map(jnp.add, total, gradient_of(params, part, reference_params))
+
+        shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts), reference_params)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        # Empty bins are the last.
+        num_filled = jnp.sum(jnp.any(parts.segments_RT != 0, axis=(1, 2)))
+        (loss, sums), gradient = jax.lax.fori_loop(0, num_filled, add, zeros)
     scale = 1 / spec.loss.normalizer(batch.loss_mask_BT)
     return loss * scale.astype(loss.dtype), jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient), sums
 
