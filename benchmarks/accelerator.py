@@ -61,6 +61,7 @@ def config_of(name: str, rows: int, scale: int) -> Any:
         task=Polynomial(),
         model=shapes()[name],
         max_steps=1,
+        learning_rate=1e-6,
         prompts_per_step=rows // GENERATIONS,
         num_generations=GENERATIONS,
         max_prompt_length=PROMPT_LENGTH // scale,

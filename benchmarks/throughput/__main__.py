@@ -1,13 +1,17 @@
 """How fast rollouts and updates are, beside google-tunix and transformers: python -m benchmarks.throughput
 
 Every contestant runs alone in a process of its own, on the same cores; before and after it the rate of a large matrix
-product and of a copy are measured, for the machine's neighbours change them. Peers come with
-`pip install -e ".[bench]"`; those that are not installed are left out, and said to be.
+product and of a copy are measured, for the machine's neighbours change them. Peers are no dependency, and google-tunix
+0.1.7 cannot be installed beside this project (it wants an older safetensors): they have an environment of their own,
+
+    python -m venv /tmp/peers && /tmp/peers/bin/pip install google-tunix==0.1.7 torch transformers rich
+
+that --python names. What is not installed is left out, and said to be.
 
   --cases NAME ...    of the table; all if not given
   --cores N           cores to run on, 1 if not given
   --peers NAME ...    tunix, transformers; both if not given
-  --python FILE       the interpreter of the peers' environment, where it is another one
+  --python FILE       the interpreter of the peers' environment
   --json FILE         write all figures there
   --plot FILE         draw them
 """

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params
@@ -16,7 +17,7 @@ from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.planning import hlo
 from polyepo_jax.planning.estimate import ring_capacity, rollout_schedule, wave_rows
 from polyepo_jax.sampling import slots
-from polyepo_jax.sharding import Mesh, num_row_shards, param_shardings, replicated, row_sharding
+from polyepo_jax.sharding import BATCH_AXES, Mesh, num_row_shards, param_shardings, replicated, row_sharding
 from polyepo_jax.training.update import init_state, state_shardings, train_step
 from polyepo_jax.types import Batch
 
@@ -130,13 +131,22 @@ def compile_rollout(config: Config, mesh: Mesh) -> Program | TooLarge:
     assignment = slots.Assignment(each_B, each_B, each_B, each_B, each_G)
     key = _abstract(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
 
-    def rollout(params, tokens_QT, mask_QT, entries_Q, assignment, key):
-        prepared = slots.prepare(spec, params)
-        pool = slots.empty_pool(spec, entries, config.max_prompt_length)
-        pool = slots.prefill(spec, prepared, pool, tokens_QT, mask_QT, entries_Q)
-        empty = slots.empty_slots(spec, rows, ring_capacity(config))
-        return slots.decode(spec, False, prepared, empty, pool, assignment, key, jnp.int32(length), jnp.int32(rows + 1))
+    def on_mesh(x):
+        """Rows, or layers of rows; heads beside them."""
+        spec = {0: (), 4: (BATCH_AXES, "tensor"), 5: (None, BATCH_AXES, "tensor")}.get(x.ndim, (BATCH_AXES,))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
 
     with jax.set_mesh(mesh):
-        lowered = lambda: jax.jit(rollout).lower(params, tokens, mask, each_Q, assignment, key)  # noqa: E731
-        return _compile(lowered, length)
+        pool = jax.eval_shape(lambda: slots.empty_pool(spec, entries, config.max_prompt_length))
+        empty = jax.eval_shape(lambda: slots.empty_slots(spec, rows, ring_capacity(config)))
+    pool, empty = jax.tree.map(on_mesh, (pool, empty))
+
+    def rollout(params, pool, empty, tokens_QT, mask_QT, entries_Q, assignment, key):
+        prepared = slots.prepare(spec, params)
+        pool = slots.prefill(spec, prepared, pool, tokens_QT, mask_QT, entries_Q)
+        steps, ended = jnp.int32(length), jnp.int32(rows + 1)
+        return pool, *slots.decode(spec, False, prepared, empty, pool, assignment, key, steps, ended)
+
+    with jax.set_mesh(mesh):
+        arrays = params, pool, empty, tokens, mask, each_Q, assignment, key
+        return _compile(lambda: jax.jit(rollout, donate_argnums=(1, 2)).lower(*arrays), length)
