@@ -91,7 +91,7 @@ class Ring:
     All rows write the same slot at the same time, wherever they are in their texts: nothing is scattered, and a row is
     given to another text by setting its length to 0.
 
-    keys, values: [B, K, C, A] a layer.
+    keys, values: a tuple of [B, K, C, A] a layer, or stacked [L, C, K, B, A]: so a TPU writes one block.
     lengths_B: int32, how many of the newest slots belong to a row's text; C at most.
     step: int32 scalar, tokens written so far by every row; the next goes to slot step % C.
     """
@@ -104,7 +104,7 @@ class Ring:
     @property
     def capacity(self) -> int:
         """C."""
-        return (self.keys[0] if isinstance(self.keys, tuple) else self.keys).shape[-2]
+        return self.keys[0].shape[2] if isinstance(self.keys, tuple) else self.keys.shape[1]
 
     def mask_BC(self) -> Array:
         """The slots that each row's next token looks at, its own included."""
@@ -118,7 +118,11 @@ class Ring:
             assert isinstance(layer, int)
             new = jax.lax.dynamic_update_slice(layers[layer], new_BKA[:, :, None], (0, 0, slot, 0))
             return (*layers[:layer], new, *layers[layer + 1 :])
-        return jax.lax.dynamic_update_slice(layers, new_BKA[None, :, :, None], (layer, 0, 0, slot, 0))
+        return jax.lax.dynamic_update_slice(layers, new_BKA.swapaxes(0, 1)[None, None], (layer, slot, 0, 0, 0))
+
+    def read(self, layers: Layers, layer: Array | int) -> Array:
+        """`keys` or `values` of a layer, [B, K, C, A]."""
+        return layers[layer] if isinstance(layers, tuple) else layers[layer].transpose(2, 1, 0, 3)
 
     def step_of_twice(self) -> Array:
         """The step of a ring whose keys and values are `twice` these."""
@@ -131,7 +135,9 @@ def twice(layers: Layers) -> Layers:
     Slot j goes to j and to C + j: whichever of the two is as old as it was is the one that is looked at, and the other
     counts as older than C, or comes next to be written.
     """
-    return each_layer(lambda x_BKCA: jnp.concatenate([x_BKCA, x_BKCA], axis=2), layers)
+    if isinstance(layers, tuple):
+        return tuple(jnp.concatenate([x_BKCA, x_BKCA], axis=2) for x_BKCA in layers)
+    return jnp.concatenate([layers, layers], axis=1)
 
 
 def init_cache(config: ModelConfig, batch_size: int, capacity: int) -> Cache:

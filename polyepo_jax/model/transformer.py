@@ -367,7 +367,8 @@ def decode_step(
     def attend_layer(carry, index, query, keys, values):
         own_keys, own_values = (ring.write(x, index, new[:, 0]) for x, new in zip(carry, (keys, values), strict=True))
         of_prompt = prompts.keys[index], prompts.values[index], prompts.mask_PT
-        attended = attend_shared(query[:, 0], *of_prompt, own_keys[index], own_values[index], mask_BC)
+        own = ring.read(own_keys, index), ring.read(own_values, index)
+        attended = attend_shared(query[:, 0], *of_prompt, *own, mask_BC)
         return attended[:, None], (own_keys, own_values), None
 
     hidden, (keys, values), _ = _run_layers(

@@ -1,6 +1,7 @@
 """The programs that training runs, compiled ahead for a topology that is not there."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -131,15 +132,16 @@ def compile_rollout(config: Config, mesh: Mesh) -> Program | TooLarge:
     assignment = slots.Assignment(each_B, each_B, each_B, each_B, each_G)
     key = _abstract(jax.eval_shape(lambda: jax.random.key(0)), replicated(mesh))
 
-    def on_mesh(x):
-        """Rows, or layers of rows; heads beside them."""
-        spec = {0: (), 4: (BATCH_AXES, "tensor"), 5: (None, BATCH_AXES, "tensor")}.get(x.ndim, (BATCH_AXES,))
+    def on_mesh(stacked, x):
+        """Rows with heads beside them, in stacked layers as they come."""
+        spec = {0: (), 4: (BATCH_AXES, "tensor"), 5: stacked}.get(x.ndim, (BATCH_AXES,))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
 
     with jax.set_mesh(mesh):
         pool = jax.eval_shape(lambda: slots.empty_pool(spec, entries, config.max_prompt_length))
         empty = jax.eval_shape(lambda: slots.empty_slots(spec, rows, ring_capacity(config)))
-    pool, empty = jax.tree.map(on_mesh, (pool, empty))
+    pool = jax.tree.map(functools.partial(on_mesh, (None, BATCH_AXES, "tensor")), pool)
+    empty = jax.tree.map(functools.partial(on_mesh, (None, None, "tensor", BATCH_AXES)), empty)
 
     def rollout(params, pool, empty, tokens_QT, mask_QT, entries_Q, assignment, key):
         prepared = slots.prepare(spec, params)

@@ -167,11 +167,20 @@ def _empty(spec: GenerationSpec, rows: int, length: int) -> Any:
     return constrain(jnp.zeros((model.num_hidden_layers, *shape), model.dtype), None, "batch", "heads", None, None)
 
 
+def _empty_ring(spec: GenerationSpec, rows: int, length: int) -> Any:
+    if _unstacks():
+        return _empty(spec, rows, length)
+    model = spec.model
+    shape = (model.num_hidden_layers, length, model.num_key_value_heads, rows, model.head_dim)
+    return constrain(jnp.zeros(shape, model.dtype), None, None, "heads", "batch", None)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def empty_slots(spec: GenerationSpec, num_slots: int, capacity: int) -> Slots:
     """Slots that are done, whose rings have room for `capacity` tokens."""
     zeros_B = _rows(jnp.zeros(num_slots, jnp.int32))
-    ring = Ring(_empty(spec, num_slots, capacity), _empty(spec, num_slots, capacity), zeros_B, jnp.zeros((), jnp.int32))
+    keys, values = (_empty_ring(spec, num_slots, capacity) for _ in range(2))
+    ring = Ring(keys, values, zeros_B, jnp.zeros((), jnp.int32))
     return Slots(ring, zeros_B, zeros_B, _rows(jnp.ones(num_slots, bool)))
 
 
