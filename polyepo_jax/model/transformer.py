@@ -238,10 +238,11 @@ def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions
         carry, kept = left
         return (x_BTD, carry), kept
 
-    if config.remat != "none":
+    unstacks = isinstance(params["layers"], tuple)  # to sample: nothing is differentiated
+    if config.remat != "none" and not unstacks:
         apply_layer = jax.checkpoint(apply_layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
     x_BTD = _between(outer.embed_tokens[...][tokens_BT].astype(config.dtype))
-    if isinstance(params["layers"], tuple):
+    if unstacks:
         kept = []
         for layer in enumerate(params["layers"]):
             (x_BTD, carry), kept_of_layer = apply_layer((x_BTD, carry), layer)

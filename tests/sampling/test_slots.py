@@ -64,6 +64,11 @@ def test_tokens_do_not_depend_on_the_slots(params, prompts, expected, max_rows, 
     check_equal(generate(spec, params, prompts, KEY, max_rows=max_rows), expected)
 
 
+def test_tokens_do_not_depend_on_rematerialisation(params, prompts, expected):
+    spec = dataclasses.replace(SPEC, model=dataclasses.replace(MODEL, remat="full"))
+    check_equal(generate(spec, params, prompts, KEY, max_rows=8), expected)
+
+
 @pytest.mark.parametrize("max_rows", [5, 28])
 def test_tokens_do_not_depend_on_the_rings(params, prompts, expected, max_rows, monkeypatch):
     """Rings of 5, 10 and 20 slots; with refilled slots they are turned when they grow."""
