@@ -160,7 +160,7 @@ def main() -> None:
             continue
         print(f"{case.name} ...", file=sys.stderr)
         results[case.name] = run_case(case, arguments.peers, arguments.cores, arguments.python)
-    show(results)
+        show({case.name: results[case.name]})
     if arguments.plot:
         plot(results, arguments.plot)
     if arguments.json:
