@@ -126,7 +126,7 @@ def plot(results: dict[str, dict[str, Any]], file: Path) -> None:
 
     names = list(dict.fromkeys(name for contestants in results.values() for name in contestants))
     colours = dict(zip(names, ("#0072b2", "#56b4e9", "#e69f00", "#999999"), strict=False))
-    figure, axes = plt.subplots(figsize=(8, 0.6 + 0.55 * len(results)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.6 * len(results)), layout="constrained")
     for row, contestants in enumerate(results.values()):
         rates = {name: result.get("tokens_per_s") for name, result in contestants.items()}
         best = max((rate for name, rate in rates.items() if name != "polyepo_jax" and rate), default=None)
@@ -140,7 +140,7 @@ def plot(results: dict[str, dict[str, Any]], file: Path) -> None:
     axes.set_xlabel("tokens/s, as a multiple of the best other contestant's")
     axes.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[name]) for name in names]
-    axes.legend(handles, names, frameon=False, fontsize=8)
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False, fontsize=8)
     figure.savefig(file, dpi=150)
 
 
