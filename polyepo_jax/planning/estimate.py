@@ -252,7 +252,8 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     kept = model.num_hidden_layers * _kept_by_layer(shape, bins, size_of_bin)
     # The rows; and where they are packed, on every device, for any may take any of them.
     batch = config.prompts_per_step * config.num_generations * length * (4 + 4 + 2) / shape.num_shards
-    if accumulates:
+    packs = accumulates and math.prod(shape.sizes) == 1 and shape.kernel != "cudnn"
+    if packs:
         batch += (spec.mini_batch_rows or config.prompts_per_step * config.num_generations) * length * _PACKED_BYTES
     # Weights are converted where they lie, all layers at once, then gathered: a layer, and the next one ahead of time.
     converted = model.num_hidden_layers * shape.layer_weights / t / f * size * (model.dtype != model.param_dtype)
@@ -262,13 +263,13 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     most = max(int(spec.max_logits * t / (bins * model.vocab_size)), 1)
     chunk_length = min(most, fold * config.max_completion_length)
     logits = 4 * bins * chunk_length * model.vocab_size / t
-    if chunk_length < (size_of_bin - 1 if accumulates else config.max_completion_length):
+    if chunk_length < (size_of_bin - 1 if packs else config.max_completion_length):
         # In the loop over chunks the table's gradient is summed up, whole and in the parameters' dtype; where the
         # vocabulary is cut, a chunk's gradient lies beside the sum.
         output = logits + table * jnp.dtype(model.param_dtype).itemsize * (2 if t > 1 else 1)
     else:
         # Without a loop the gradient at the targets is an array of its own, moved to where the vocabulary is cut.
-        output = logits * (3 if t > 1 and shape.num_shards > 1 else 1)
+        output = logits * (2 if t > 1 and shape.num_shards > 1 else 1)
     at_output = Memory(
         weights=weights,
         optimizer=optimizer,

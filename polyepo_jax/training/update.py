@@ -207,7 +207,7 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
         parts = 1 if mesh.empty else mesh.shape["tensor"]
         most = max(spec.max_logits * parts // (targets_RT.shape[0] * spec.model.vocab_size), 1)
         hidden_RTD = _permuted(hidden_RTD, order_RT, back_RT)[:, :most_trained]
-        logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, min(most, usual), num_trained)
+        logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, min(most, usual), num_trained if fold else None)
         logprobs_RT = jnp.take_along_axis(logprobs_RT, jnp.minimum(back_RT, most_trained - 1), axis=1)
         return jnp.where(trained_RT, logprobs_RT, 0)
 
@@ -237,12 +237,13 @@ def folding(kernel: str, num_rows: int, micro_rows: int, length: int, num_device
     """How many rows of full length a bin of an update has room for; 0 where nothing is packed, as a micro-batch of all
     rows would hold the empty bins too.
 
-    A bin of several is filled better, but has attention among all of them. That pays where they are short, and is kept
-    to one device: of several each would have too few bins to cut them well.
+    Packing is kept to one device: compiled for 16 TPU chips it sums the output table's gradient in every chunk of
+    logits, and holds 3 GiB more of a chip's memory. A bin of several rows is filled better, but has attention among all
+    of them, which pays where they are short.
     """
-    if micro_rows == num_rows or not knows_segments(kernel):
+    if micro_rows == num_rows or not knows_segments(kernel) or num_devices > 1:
         return 0
-    if kernel != "xla" or num_devices > 1:
+    if kernel != "xla":
         return 1
     return next((fold for fold in (8, 4, 2) if fold * length <= _MAX_FOLDED and micro_rows % fold == 0), 1)
 

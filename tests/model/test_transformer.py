@@ -213,7 +213,7 @@ def test_depth_does_not_lengthen_the_program():
         params = jax.eval_shape(lambda: eager_init(config, jax.random.key(0)))
         return jax.jit(eager_forward, static_argnums=0).lower(config, params, jnp.zeros((1, 4), int)).as_text()
 
-    assert len(program(6).splitlines()) == len(program(12).splitlines())
+    assert len(program(14).splitlines()) == len(program(28).splitlines())
 
 
 def test_refuses_impossible_shapes():
