@@ -21,7 +21,8 @@ from polyepo_jax.planning.hardware import Chip
 from polyepo_jax.sampling.generate import LEAST_RING, first_ring
 from polyepo_jax.sampling.schedule import Schedule, slots_per_shard
 from polyepo_jax.sharding import AXES, param_shardings
-from polyepo_jax.training.update import UpdateSpec, folding, init_state, state_shardings
+from polyepo_jax.training.packing import folding
+from polyepo_jax.training.update import UpdateSpec, init_state, state_shardings
 
 # A TPU's vectors: heads of 64 take as much memory as heads of 128.
 _TPU_LANES = 128
@@ -269,7 +270,7 @@ def update_memory(config: Config, shape: Shape) -> Memory:
         output = logits + table * jnp.dtype(model.param_dtype).itemsize * (2 if t > 1 else 1)
     else:
         # Without a loop the gradient at the targets is an array of its own, moved to where the vocabulary is cut.
-        output = logits * (2 if t > 1 and shape.num_shards > 1 else 1)
+        output = logits * (3 if t > 1 and shape.num_shards > 1 else 1)
     at_output = Memory(
         weights=weights,
         optimizer=optimizer,

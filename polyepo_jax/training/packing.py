@@ -10,7 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from polyepo_jax.model.attention import knows_segments
 from polyepo_jax.types import Array, Batch
+
+# Positions of a bin for several rows, at most: beyond that attention among them costs more than the padding.
+_MAX_FOLDED = 64
 
 
 @jax.tree_util.register_dataclass
@@ -96,3 +100,36 @@ def pack(batch: Batch, weights_B: Array, kept_B: Array, fold: int) -> Packed:
         advantages_RT=spread(batch.advantages_B),
         weights_RT=spread(weights_B),
     )
+
+
+def folding(kernel: str, num_rows: int, micro_rows: int, length: int, num_devices: int) -> int:
+    """How many rows of full length a bin of an update has room for; 0 where nothing is packed, as a micro-batch of all
+    rows would hold the empty bins too.
+
+    Packing is kept to one device: compiled for 16 TPU chips it sums the output table's gradient in every chunk of
+    logits, and holds 3 GiB more of a chip's memory. A bin of several rows is filled better, but has attention among all
+    of them, which pays where they are short.
+    """
+    if micro_rows == num_rows or not knows_segments(kernel) or num_devices > 1:
+        return 0
+    if kernel != "xla":
+        return 1
+    return next((fold for fold in (8, 4, 2) if fold * length <= _MAX_FOLDED and micro_rows % fold == 0), 1)
+
+
+@jax.custom_vjp
+def permuted(x_RTD: Array, order_RT: Array, back_RT: Array) -> Array:
+    """The positions of each row in another order; `back_RT` is the inverse."""
+    return jnp.take_along_axis(x_RTD, order_RT[:, :, None], axis=1)
+
+
+def _forward(x_RTD, order_RT, back_RT):
+    return permuted(x_RTD, order_RT, back_RT), back_RT
+
+
+def _backward(back_RT, gradient_RTD):
+    # A gather too: XLA would scatter.
+    return jnp.take_along_axis(gradient_RTD, back_RT[:, :, None], axis=1), None, None
+
+
+permuted.defvjp(_forward, _backward)

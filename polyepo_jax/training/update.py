@@ -12,7 +12,7 @@ import optax
 
 from polyepo_jax.losses import PolicyLoss, SupervisedLoss, token_logprobs
 from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, output_params, unembed
-from polyepo_jax.model.attention import kernel_of, knows_segments
+from polyepo_jax.model.attention import kernel_of
 from polyepo_jax.sampling import Sampling
 from polyepo_jax.sharding import (
     BATCH_AXES,
@@ -20,17 +20,13 @@ from polyepo_jax.sharding import (
     PartitionSpec,
     by_rows,
     constrain,
-    everywhere,
     num_devices_in_use,
     num_row_shards_in_use,
     param_shardings,
     replicated,
 )
-from polyepo_jax.training.packing import Packed, pack
+from polyepo_jax.training.packing import Packed, folding, pack, permuted
 from polyepo_jax.types import Array, Batch
-
-# Positions of a bin for several rows, at most: beyond that attention among them costs more than the padding.
-_MAX_FOLDED = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,59 +158,41 @@ def state_shardings(spec: UpdateSpec, mesh: Mesh) -> Any:
     return TrainState(step=everywhere, params=shardings, opt_state=opt_shardings, nonfinite_in_a_row=everywhere)
 
 
-@jax.custom_vjp
-def _permuted(x_RTD: Array, order_RT: Array, back_RT: Array) -> Array:
-    """The positions of each row in another order; `back_RT` is the inverse."""
-    return jnp.take_along_axis(x_RTD, order_RT[:, :, None], axis=1)
-
-
-def _permuted_forward(x_RTD, order_RT, back_RT):
-    return _permuted(x_RTD, order_RT, back_RT), back_RT
-
-
-def _permuted_backward(back_RT, gradient_RTD):
-    # A gather too: XLA would scatter.
-    return jnp.take_along_axis(gradient_RTD, back_RT[:, :, None], axis=1), None, None
-
-
-_permuted.defvjp(_permuted_forward, _permuted_backward)
-
-
 def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Array:
     """The model's logprob of each trained token given those of its text before it, [R, T], nats; else 0."""
     hidden_RTD, _ = hidden_states(
         spec.model, params, packed.tokens_RT, packed.positions_RT, segments_BT=packed.segments_RT
     )
-    # Trained tokens of a bin of full rows. One row has no more; short ones in a bin may, and need further chunks.
-    usual = max(fold, 1) * (packed.tokens_RT.shape[1] // max(fold, 1) - spec.prompt_length)
-    most_trained = usual if fold == 0 else packed.tokens_RT.shape[1] - 1
+    # Rows that are alone train nothing in their prompts' columns; in a bin texts begin anywhere.
+    first = spec.prompt_length if fold == 0 else 1
 
-    num_trained = jnp.max(jnp.sum(packed.trained_RT, axis=1))
-
-    def score(shared, hidden_RTD, targets_RT, trained_RT):
-        output, num_trained = shared
+    def score(output, hidden_RTD, targets_RT, trained_RT):
         hidden_RTD = constrain(hidden_RTD, "batch", None, None)
 
         def logits(hidden_RCD):
             return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, output, hidden_RCD))
 
-        # Logits of what is trained alone.
-        order_RT = jnp.argsort(~trained_RT, axis=1, stable=True)
-        back_RT = jnp.argsort(order_RT, axis=1)
-        targets_RT = jnp.take_along_axis(targets_RT, order_RT, axis=1)[:, :most_trained]
         # The rows are this device's; their logits are cut further along the vocabulary.
         mesh = jax.sharding.get_abstract_mesh()
         parts = 1 if mesh.empty else mesh.shape["tensor"]
-        most = max(spec.max_logits * parts // (targets_RT.shape[0] * spec.model.vocab_size), 1)
-        hidden_RTD = _permuted(hidden_RTD, order_RT, back_RT)[:, :most_trained]
-        logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, min(most, usual), num_trained if fold else None)
-        logprobs_RT = jnp.take_along_axis(logprobs_RT, jnp.minimum(back_RT, most_trained - 1), axis=1)
+        chunk_length = max(spec.max_logits * parts // (targets_RT.shape[0] * spec.model.vocab_size), 1)
+        if fold == 0:
+            logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, chunk_length)
+        else:
+            # What is trained first, in chunks of what a bin of full rows trains: short ones may need another.
+            usual = packed.tokens_RT.shape[1] - fold * spec.prompt_length
+            order_RT = jnp.argsort(~trained_RT, axis=1, stable=True)
+            back_RT = jnp.argsort(order_RT, axis=1)
+            hidden_RTD = permuted(hidden_RTD, order_RT, back_RT)
+            targets_RT = jnp.take_along_axis(targets_RT, order_RT, axis=1)
+            num_trained = jnp.max(jnp.sum(trained_RT, axis=1))
+            logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, min(chunk_length, usual), num_trained)
+            logprobs_RT = jnp.take_along_axis(logprobs_RT, back_RT, axis=1)
         return jnp.where(trained_RT, logprobs_RT, 0)
 
     # The hidden state at position t predicts the token at t + 1.
-    shared = output_params(params), num_trained
-    logprobs_RT = by_rows(score, shared, hidden_RTD[:, :-1], packed.tokens_RT[:, 1:], packed.trained_RT[:, 1:])
-    return jnp.pad(logprobs_RT, ((0, 0), (1, 0)))
+    scored = hidden_RTD[:, first - 1 : -1], packed.tokens_RT[:, first:], packed.trained_RT[:, first:]
+    return jnp.pad(by_rows(score, output_params(params), *scored), ((0, 0), (first, 0)))
 
 
 def _sums(spec: UpdateSpec, fold: int, params, packed: Packed, reference_params) -> tuple[Array, dict[str, Array]]:
@@ -233,21 +211,6 @@ def _sums(spec: UpdateSpec, fold: int, params, packed: Packed, reference_params)
     return jnp.sum(losses * packed.weights_RT), sums
 
 
-def folding(kernel: str, num_rows: int, micro_rows: int, length: int, num_devices: int) -> int:
-    """How many rows of full length a bin of an update has room for; 0 where nothing is packed, as a micro-batch of all
-    rows would hold the empty bins too.
-
-    Packing is kept to one device: compiled for 16 TPU chips it sums the output table's gradient in every chunk of
-    logits, and holds 3 GiB more of a chip's memory. A bin of several rows is filled better, but has attention among all
-    of them, which pays where they are short.
-    """
-    if micro_rows == num_rows or not knows_segments(kernel) or num_devices > 1:
-        return 0
-    if kernel != "xla":
-        return 1
-    return next((fold for fold in (8, 4, 2) if fold * length <= _MAX_FOLDED and micro_rows % fold == 0), 1)
-
-
 def _pack(spec: UpdateSpec, batch: Batch, fold: int) -> Packed:
     weights_B = spec.loss.token_weights(
         jnp.sum(batch.loss_mask_BT, axis=1), batch.tokens_BT.shape[1] - spec.prompt_length
@@ -255,8 +218,6 @@ def _pack(spec: UpdateSpec, batch: Batch, fold: int) -> Packed:
     kept_B = ~_adds_nothing(batch) if spec.skip_zero_advantage else jnp.ones(batch.tokens_BT.shape[0], bool)
     if spec.loss.importance_cap is None or spec.updates_once:  # nothing is to be carried that nobody reads
         batch = dataclasses.replace(batch, proximal_logprobs_BT=batch.sampler_logprobs_BT)
-    if fold:  # any row may go to any device
-        batch = jax.tree.map(everywhere, batch)
     return pack(batch, weights_B.astype(jnp.promote_types(spec.model.dtype, jnp.float32)), kept_B, fold)
 
 

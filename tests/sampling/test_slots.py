@@ -9,21 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from polyepo_jax.model import ModelConfig, init, logical_axes
+from polyepo_jax.model import init, logical_axes
 from polyepo_jax.sampling import GenerationSpec, Rollout, generate, own_prompts, slots
 from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings
+from tests.sampling.test_generate import MODEL
 from tests.sampling.test_waves import make_prompts
 
 module = sys.modules["polyepo_jax.sampling.generate"]  # the package has a function of this name
-MODEL = ModelConfig(
-    vocab_size=12,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-)
 SPEC = GenerationSpec(MODEL, num_generations=4, max_completion_length=20, stop_ids=(2,), pad_id=0)
 KEY = jax.random.key(7)
 NUM_PROMPTS = 7

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, init
-from polyepo_jax.training import update
-from polyepo_jax.training.packing import first_fit, pack
-from polyepo_jax.training.update import OptimizerConfig, UpdateSpec, folding, loss_and_gradient
+from polyepo_jax.training import packing
+from polyepo_jax.training.packing import first_fit, folding, pack
+from polyepo_jax.training.update import OptimizerConfig, UpdateSpec, loss_and_gradient
 from polyepo_jax.types import Batch
 
 MODEL = ModelConfig(
@@ -116,7 +116,7 @@ def test_loss_and_gradient_are_those_of_rows_alone(denominator, beta, monkeypatc
         reference = reference if beta else ()
         alone = jax.jit(loss_and_gradient, static_argnums=0)(spec, params, batch, reference)
         for most, fold in ((0, 1), (2 * 24, 2), (4 * 24, 4)):
-            monkeypatch.setattr(update, "_MAX_FOLDED", most)
+            monkeypatch.setattr(packing, "_MAX_FOLDED", most)
             assert folding("xla", 16, 4, 24, 1) == fold
             jax.clear_caches()
             for skip in (False, True) if not beta else (False,):
