@@ -154,7 +154,8 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
     from polyepo_jax.config.static_arguments import generation_spec
     from polyepo_jax.model import init
     from polyepo_jax.planning.advice import peak_bytes
-    from polyepo_jax.planning.estimate import decode_work, shape_of
+    from polyepo_jax.planning.estimate import shape_of
+    from polyepo_jax.planning.rollout_estimate import decode_work
     from polyepo_jax.sampling import Rollout
     from polyepo_jax.sharding import MeshConfig, make_mesh
     from polyepo_jax.types import Prompts
@@ -187,7 +188,8 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
 
 def _optimizer_bytes(config: Any, platform: str) -> int:
     """What a plan counts beside a rollout, and a rollout alone does not hold."""
-    from polyepo_jax.planning.estimate import rollout_memory, shape_of
+    from polyepo_jax.planning.estimate import shape_of
+    from polyepo_jax.planning.rollout_estimate import rollout_memory
 
     return rollout_memory(config, shape_of(config, (1, 1, 1), platform)).optimizer
 

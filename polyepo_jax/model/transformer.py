@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polyepo_jax.model.attention import attend, attend_shared, kernel_of, self_attend
-from polyepo_jax.model.cache import Cache, PromptCache, Ring
+from polyepo_jax.model.attention import attend, kernel_of, self_attend
+from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.model.rotary import rotary_factors, rotary_frequencies, rotary_scale, rotate
 from polyepo_jax.sharding import constrain, mesh_platform
@@ -201,12 +201,12 @@ def logical_axes(config: ModelConfig) -> Params:
     return tree
 
 
-def _positions(mask_BT: Array, seen_B1: Array | int = 0) -> Array:
+def token_positions(mask_BT: Array, seen_B1: Array | int = 0) -> Array:
     """RoPE positions that count the real tokens of each row, `seen_B1` earlier ones included."""
     return jnp.maximum(seen_B1 + jnp.cumsum(mask_BT, axis=1) - 1, 0)
 
 
-def _run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions_BT: Array, carry, attend_layer):
+def run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions_BT: Array, carry, attend_layer):
     """Embeds, runs all layers and normalises.
 
     Args:
@@ -283,15 +283,15 @@ def hidden_states(
         def attend_new(carry, index, query, keys, values):
             return self_attend(kernel, query, keys, values, segments_BT), carry, None
 
-        positions_BT = _positions(mask_BT) if positions_BT is None else positions_BT
-        hidden_BTD, _, _ = _run_layers(config, params, tokens_BT, positions_BT, None, attend_new)
+        positions_BT = token_positions(mask_BT) if positions_BT is None else positions_BT
+        hidden_BTD, _, _ = run_layers(config, params, tokens_BT, positions_BT, None, attend_new)
         return hidden_BTD, None
 
     capacity = cache.mask_BC.shape[1]
     if num_tokens > capacity:
         raise ValueError(f"{num_tokens} tokens do not fit into a cache of {capacity} slots")
     if positions_BT is None:
-        positions_BT = _positions(mask_BT, jnp.sum(cache.mask_BC, axis=1)[:, None])
+        positions_BT = token_positions(mask_BT, jnp.sum(cache.mask_BC, axis=1)[:, None])
     cache = cache.append_mask(mask_BT)
     slots_T = cache.length + jnp.arange(num_tokens)
     mask_BTC = cache.mask_BC[:, None, :] & (jnp.arange(capacity)[None, :] <= slots_T[:, None])[None]
@@ -300,7 +300,7 @@ def hidden_states(
         cache = cache.append(index, keys, values)
         return attend(query, cache.keys_LBCKA[index], cache.values_LBCKA[index], mask_BTC), cache, None
 
-    hidden_BTD, cache, _ = _run_layers(config, params, tokens_BT, positions_BT, cache, attend_cached)
+    hidden_BTD, cache, _ = run_layers(config, params, tokens_BT, positions_BT, cache, attend_cached)
     return hidden_BTD, cache.advance(num_tokens)
 
 
@@ -321,61 +321,8 @@ def prefill(config: ModelConfig, params: Params, tokens_BT: Array, mask_BT: Arra
         attended = self_attend(kernel, query, keys, values, mask_BT)
         return attended, carry, (keys.astype(config.dtype), values.astype(config.dtype))
 
-    hidden_BTD, _, (keys, values) = _run_layers(config, params, tokens_BT, _positions(mask_BT), None, attend_new)
+    hidden_BTD, _, (keys, values) = run_layers(config, params, tokens_BT, token_positions(mask_BT), None, attend_new)
     return hidden_BTD, Cache(keys, values, mask_BT, jnp.full((), tokens_BT.shape[1], jnp.int32))
-
-
-def unstacked(params: Params) -> Params:
-    """Parameters whose layers are a tuple: no step of a decode loop has to cut a layer's out of the stack."""
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers = tuple(jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(count))
-    return {**params, "layers": layers}
-
-
-def prompt_cache(config: ModelConfig, params: Params, tokens_PT: Array, mask_PT: Array) -> PromptCache:
-    """Keys and values of prompts, in layers as the parameters are.
-
-    Args:
-      tokens_PT, mask_PT: as in `forward`.
-    """
-    kernel = kernel_of(config)
-
-    def attend_new(carry, index, query, keys, values):
-        attended = self_attend(kernel, query, keys, values, mask_PT)
-        return attended, carry, (keys.swapaxes(1, 2), values.swapaxes(1, 2))
-
-    _, _, kept = _run_layers(config, params, tokens_PT, _positions(mask_PT), None, attend_new)
-    keys, values = zip(*kept, strict=True) if isinstance(params["layers"], tuple) else kept
-    return PromptCache(keys, values, mask_PT)
-
-
-def decode_step(
-    config: ModelConfig, params: Params, tokens_B: Array, positions_B: Array, prompts: PromptCache, ring: Ring
-) -> tuple[Array, Ring]:
-    """The final, normalised hidden states [B, D] of one more token in every row.
-
-    Args:
-      params: layers as those of `prompts` and `ring`.
-      positions_B: of these tokens in their texts, prompt included.
-      prompts: of P prompts, each of the B / P rows that are adjacent.
-      ring: of the rows' own tokens.
-
-    Returns:
-      hidden_BD in config.dtype; the ring with keys and values of these tokens, its lengths unchanged.
-    """
-    mask_BC = ring.mask_BC()
-
-    def attend_layer(carry, index, query, keys, values):
-        own_keys, own_values = (ring.write(x, index, new[:, 0]) for x, new in zip(carry, (keys, values), strict=True))
-        of_prompt = prompts.keys[index], prompts.values[index], prompts.mask_PT
-        own = ring.read(own_keys, index), ring.read(own_values, index)
-        attended = attend_shared(query[:, 0], *of_prompt, *own, mask_BC)
-        return attended[:, None], (own_keys, own_values), None
-
-    hidden, (keys, values), _ = _run_layers(
-        config, params, tokens_B[:, None], positions_B[:, None], (ring.keys, ring.values), attend_layer
-    )
-    return hidden[:, 0], Ring(keys, values, ring.lengths_B, ring.step + 1)
 
 
 def output_params(params: Params) -> Params:

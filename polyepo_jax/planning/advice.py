@@ -6,15 +6,9 @@ from collections.abc import Iterator
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import nearest_meshes, update_rows, why_not
-from polyepo_jax.planning.estimate import (
-    rollout_memory,
-    rollout_seconds,
-    shape_of,
-    update_memory,
-    update_work,
-    wave_rows,
-)
+from polyepo_jax.planning.estimate import shape_of, update_memory, update_work
 from polyepo_jax.planning.hardware import GENERATIONS, Chip, Topology, parse_topology
+from polyepo_jax.planning.rollout_estimate import rollout_memory, rollout_seconds, wave_rows
 from polyepo_jax.sharding import AXES, MeshConfig, mesh_sizes
 
 Sizes = tuple[int, int, int]

@@ -17,24 +17,18 @@ from polyepo_jax.planning.advice import (
     peak_bytes,
     platform_of,
 )
-from polyepo_jax.planning.estimate import (
-    SLICE_BANDWIDTH,
-    Memory,
-    Shape,
-    Work,
+from polyepo_jax.planning.estimate import SLICE_BANDWIDTH, Memory, Shape, Work, shape_of, update_memory, update_work
+from polyepo_jax.planning.hardware import Chip, Topology, topology_mesh
+from polyepo_jax.planning.hlo import Collective
+from polyepo_jax.planning.programs import Program, TooLarge, compile_rollout, compile_update
+from polyepo_jax.planning.rollout_estimate import (
     decode_work,
     num_waves,
     prefill_work,
     rollout_memory,
     rollout_work,
-    shape_of,
-    update_memory,
-    update_work,
     wave_rows,
 )
-from polyepo_jax.planning.hardware import Chip, Topology, topology_mesh
-from polyepo_jax.planning.hlo import Collective
-from polyepo_jax.planning.programs import Program, TooLarge, compile_rollout, compile_update
 from polyepo_jax.sharding import AXES
 
 # A run whose estimate is so many times the memory is not compiled: no estimate is that far off, and a compilation for

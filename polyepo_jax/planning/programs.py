@@ -16,7 +16,7 @@ from polyepo_jax.config.static_arguments import generation_spec, update_spec
 from polyepo_jax.model import logical_axes
 from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.planning import hlo
-from polyepo_jax.planning.estimate import ring_capacity, rollout_schedule, wave_rows
+from polyepo_jax.planning.rollout_estimate import ring_capacity, rollout_schedule, wave_rows
 from polyepo_jax.sampling import slots
 from polyepo_jax.sharding import BATCH_AXES, Mesh, num_row_shards, param_shardings, replicated, row_sharding
 from polyepo_jax.training.update import init_state, state_shardings, train_step

@@ -5,9 +5,10 @@ import dataclasses
 import rich.console
 import rich.table
 
-from polyepo_jax.planning.estimate import Memory, num_waves, wave_rows
+from polyepo_jax.planning.estimate import Memory
 from polyepo_jax.planning.hardware import GIB
 from polyepo_jax.planning.plan import HOPELESS, Plan
+from polyepo_jax.planning.rollout_estimate import num_waves, wave_rows
 from polyepo_jax.sharding import AXES
 
 MIB = 2**20

@@ -83,6 +83,9 @@ class Rollout:
       prompts: NumPy arrays; a process needs those of `own_prompts`.
       key: of the step, `fold_in(root_key, step)`.
       max_rows: generations sampled at a time, at most (one for each device that rows are cut over, at least).
+
+    Attributes:
+      row_steps: slots times steps so far, idle ones included.
     """
 
     def __init__(self, spec: GenerationSpec, params: Any, prompts: Prompts, key: jax.Array, mesh: Mesh, max_rows: int):

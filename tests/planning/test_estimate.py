@@ -15,7 +15,10 @@ from polyepo_jax.config.meshes import why_not
 from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, init
-from polyepo_jax.planning.estimate import (
+from polyepo_jax.planning.estimate import shape_of, state_bytes, update_memory, update_work
+from polyepo_jax.planning.hardware import parse_topology, topology_mesh
+from polyepo_jax.planning.programs import compile_rollout, compile_update
+from polyepo_jax.planning.rollout_estimate import (
     decode_work,
     num_waves,
     pool_bytes,
@@ -23,14 +26,8 @@ from polyepo_jax.planning.estimate import (
     ring_bytes,
     rollout_memory,
     rollout_work,
-    shape_of,
-    state_bytes,
-    update_memory,
-    update_work,
     wave_rows,
 )
-from polyepo_jax.planning.hardware import parse_topology, topology_mesh
-from polyepo_jax.planning.programs import compile_rollout, compile_update
 from polyepo_jax.sharding import MeshConfig, make_mesh, mesh_sizes
 from polyepo_jax.training.update import init_state, state_shardings
 from tests.tiny import rl_config

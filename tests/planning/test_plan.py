@@ -16,9 +16,10 @@ from polyepo_jax.config.meshes import why_not
 from polyepo_jax.errors import InputError
 from polyepo_jax.planning import advice, programs
 from polyepo_jax.planning.advice import fewest_devices, largest_wave, nearest_change, peak_bytes
-from polyepo_jax.planning.estimate import rollout_memory, shape_of, wave_rows
+from polyepo_jax.planning.estimate import shape_of
 from polyepo_jax.planning.hardware import GIB, parse_topology
 from polyepo_jax.planning.render import amount, duration, size
+from polyepo_jax.planning.rollout_estimate import rollout_memory, wave_rows
 from polyepo_jax.sharding import MeshConfig
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
