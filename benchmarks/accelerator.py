@@ -44,12 +44,21 @@ def shapes() -> dict[str, Any]:
         dtype="bfloat16",
         remat="full",
     )
-    larger = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     return {
         "qwen3_1p7b": qwen3,
-        "qwen3_4b": dataclasses.replace(qwen3, **larger),
-        "tiny": dataclasses.replace(qwen3, **small, vocab_size=512, num_key_value_heads=2, head_dim=32),
+        "qwen3_4b": dataclasses.replace(
+            qwen3, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32
+        ),
+        "tiny": dataclasses.replace(
+            qwen3,
+            vocab_size=512,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+        ),
     }
 
 
@@ -116,8 +125,8 @@ def kernels(scale: int) -> dict[str, Any]:
     causal = jnp.tri(length, dtype=bool)[None] & mask[:, None]
 
     def reference(query):
-        wide = (x.astype(jnp.float32) for x in (query, key, value))
-        return jnp.where(mask[:, :, None, None], attend(*wide, causal), 0)
+        wide = [x.astype(jnp.float32) for x in (query, key, value)]
+        return jnp.where(mask[:, :, None, None], attend(wide[0], wide[1], wide[2], causal), 0)
 
     def kernel(query):
         attended = self_attend(kernel_of(model), query, key, value, mask)
@@ -166,8 +175,10 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
     spec = dataclasses.replace(generation_spec(config), stop_ids=())
     params = jax.jit(init, static_argnums=0)(model, jax.random.key(0))
     shape = config.prompts_per_step, config.max_prompt_length
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, shape).astype(np.int32)
-    prompts: Any = Prompts(tokens, np.ones(shape, bool), np.arange(shape[0], dtype=np.int32))
+    tokens: Any = np.random.default_rng(0).integers(0, model.vocab_size, shape).astype(np.int32)
+    mask: Any = np.ones(shape, bool)
+    ids: Any = np.arange(shape[0], dtype=np.int32)
+    prompts = Prompts(tokens, mask, ids)
     mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
     def run():

@@ -16,7 +16,7 @@ def model_of(case: Case) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         **asdict(MODELS[case.model]),
         tie_word_embeddings=True,
-        rope_theta=1e6,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         max_position_embeddings=4096,
         eos_token_id=None,
         bos_token_id=None,
