@@ -109,11 +109,13 @@ def limits(scale: int) -> dict[str, Any]:
 
 def kernels(scale: int) -> dict[str, Any]:
     """The largest differences of the platform's attention from the reference in float32, relative to its largest value:
-    of what is attended to, and of the gradient of the queries."""
+    of what is attended to, of the gradient of the queries, and of what a decode step attends to."""
     import jax
     import jax.numpy as jnp
 
+    from polyepo_jax.model import Ring
     from polyepo_jax.model.attention import attend, kernel_of, self_attend
+    from polyepo_jax.model.decode_attention import attend_to, attend_to_ring, attends_in_triton
 
     length, heads = 1024 // scale, 8
     model = dataclasses.replace(shapes()["tiny"], head_dim=128)
@@ -122,29 +124,48 @@ def kernels(scale: int) -> dict[str, Any]:
     key, value = (jax.random.normal(k, (2, length, 2, 128), jnp.bfloat16) for k in keys[1:3])
     weights = jax.random.normal(keys[3], query.shape)
     mask = jnp.arange(length)[None] >= jnp.array([[0], [length // 3]])
-    causal = jnp.tri(length, dtype=bool)[None] & mask[:, None]
 
-    def reference(query):
+    def reference(query, key, value):
         wide = [x.astype(jnp.float32) for x in (query, key, value)]
+        causal = jnp.tri(length, dtype=bool)[None] & mask[:, None]
         return jnp.where(mask[:, :, None, None], attend(wide[0], wide[1], wide[2], causal), 0)
 
-    def kernel(query):
+    def kernel(query, key, value):
         attended = self_attend(kernel_of(model), query, key, value, mask)
         return jnp.where(mask[:, :, None, None], attended, 0).astype(jnp.float32)
 
-    def difference(f):
-        expected, found = (f(x) for x in (reference, kernel))
+    # A decode step: rings that have gone round, of rows of all lengths.
+    by_row = 16, 2, length, 128
+    ring_keys, ring_values = (jax.random.normal(k, by_row, jnp.bfloat16) for k in keys[1:3])
+    lengths = jnp.linspace(0, length, by_row[0]).astype(jnp.int32)
+    ring = Ring((ring_keys,), (ring_values,), lengths, jnp.asarray(length + length // 3, jnp.int32))
+    token = jax.random.normal(keys[0], (by_row[0], heads, 128), jnp.bfloat16)
+
+    def decode_reference(token, keys, values):
+        wide = [x.astype(jnp.float32) for x in (token.reshape(by_row[0], 2, heads // 2, 128), keys, values)]
+        found = attend_to(wide[0], wide[1], wide[2], ring.mask_BC())
+        return found.attended / found.total[..., None]
+
+    def decode_kernel(token, keys, values):
+        found = attend_to_ring(attends_in_triton(model), token, ring, keys, values)
+        return found.attended / found.total[..., None]
+
+    def difference(expected, found, *arrays):
+        expected, found = (jax.jit(f)(*arrays) for f in (expected, found))
         return float(jnp.max(jnp.abs(expected - found)) / jnp.max(jnp.abs(expected)))
 
-    return {
-        "kernel": kernel_of(model),
-        "forward": difference(lambda f: jax.jit(f)(query)),
-        "gradient": difference(
-            lambda f: jax.jit(jax.grad(lambda q: jnp.sum(f(q) * weights)))(
-                query.astype(jnp.float32).astype(query.dtype)
-            )
-        ),
-    }
+    def gradient_of(f):
+        return jax.grad(lambda query, key, value: jnp.sum(f(query, key, value) * weights))
+
+    # Products of the reference in float32, which is not every platform's default.
+    with jax.default_matmul_precision("float32"):
+        return {
+            "kernel": kernel_of(model),
+            "forward": difference(reference, kernel, query, key, value),
+            "gradient": difference(gradient_of(reference), gradient_of(kernel), query, key, value),
+            "decode_kernel": "triton" if attends_in_triton(model) else "xla",
+            "decode": difference(decode_reference, decode_kernel, token, ring_keys, ring_values),
+        }
 
 
 def peak() -> int | None:

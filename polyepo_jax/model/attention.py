@@ -49,61 +49,6 @@ def attend(query_BTHA: Array, keys_BCKA: Array, values_BCKA: Array, mask_BTC: Ar
     return attended_BKQA.reshape(B, K, G, T, A).transpose(0, 3, 1, 2, 4).reshape(B, T, H, A)
 
 
-def attend_shared(
-    query_BHA: Array,
-    prompt_keys_PKTA: Array,
-    prompt_values_PKTA: Array,
-    prompt_mask_PT: Array,
-    keys_BKCA: Array,
-    values_BKCA: Array,
-    mask_BC: Array,
-) -> Array:
-    """Attention of one token a row to a prompt that B / P adjacent rows share, and to the row's own tokens.
-
-    As `attend` of both, of which the prompt is read once for all of its rows.
-
-    Args:
-      query_BHA: unscaled, as there.
-      prompt_keys_PKTA, prompt_values_PKTA, prompt_mask_PT: row b's prompt is b // (B / P); True = real token.
-      keys_BKCA, values_BKCA, mask_BC: the row's own; at least one is True in each row.
-
-    Returns:
-      [B, H, A], in the queries' dtype.
-    """
-    B, H, A = query_BHA.shape
-    P, K = prompt_keys_PKTA.shape[:2]
-    N, G = B // P, H // K
-    float_dtype = jnp.promote_types(query_BHA.dtype, jnp.float32)
-    least = jnp.finfo(float_dtype).min
-
-    def by_prompt(x_BKG):  # [B, K, G, ...] -> [P, K, N * G, ...]
-        rest = x_BKG.shape[3:]
-        return x_BKG.reshape(P, N, K, G, *rest).swapaxes(1, 2).reshape(P, K, N * G, *rest)
-
-    def by_row(x_PKQ):
-        rest = x_PKQ.shape[3:]
-        return x_PKQ.reshape(P, K, N, G, *rest).swapaxes(1, 2).reshape(B, K, G, *rest)
-
-    def scores(spec, query, keys, mask):
-        products = jnp.einsum(spec, query, keys, preferred_element_type=float_dtype) * A**-0.5
-        return jnp.where(mask[:, None, None], products, least)
-
-    query_BKGA = query_BHA.reshape(B, K, G, A)
-    prompt_PKQT = scores("PKQA,PKTA->PKQT", by_prompt(query_BKGA), prompt_keys_PKTA, prompt_mask_PT)
-    own_BKGC = scores("BKGA,BKCA->BKGC", query_BKGA, keys_BKCA, mask_BC)
-    top_BKG = jnp.maximum(by_row(jnp.max(prompt_PKQT, axis=-1)), jnp.max(own_BKGC, axis=-1))
-    prompt_PKQT = jnp.exp(prompt_PKQT - by_prompt(top_BKG)[..., None])
-    own_BKGC = jnp.exp(own_BKGC - top_BKG[..., None])
-    total_BKG = by_row(jnp.sum(prompt_PKQT, axis=-1)) + jnp.sum(own_BKGC, axis=-1)
-
-    def values_of(spec, weights, values):
-        return jnp.einsum(spec, weights.astype(values.dtype), values, preferred_element_type=float_dtype)
-
-    attended_BKGA = by_row(values_of("PKQT,PKTA->PKQA", prompt_PKQT, prompt_values_PKTA))
-    attended_BKGA += values_of("BKGC,BKCA->BKGA", own_BKGC, values_BKCA)
-    return (attended_BKGA / total_BKG[..., None]).astype(query_BHA.dtype).reshape(B, H, A)
-
-
 def kernel_of(config: ModelConfig) -> str:
     """The kernel of whole sequences on the platform of the mesh in use: "xla", "cudnn" or "splash"."""
     if config.attention != "auto":

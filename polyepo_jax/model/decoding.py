@@ -2,9 +2,10 @@
 
 import jax
 
-from polyepo_jax.model.attention import attend_shared, kernel_of, self_attend
+from polyepo_jax.model.attention import kernel_of, self_attend
 from polyepo_jax.model.cache import PromptCache, Ring
 from polyepo_jax.model.config import ModelConfig
+from polyepo_jax.model.decode_attention import attend_shared, attend_to_ring, attends_in_triton
 from polyepo_jax.model.transformer import Params, run_layers, token_positions
 from polyepo_jax.types import Array
 
@@ -47,14 +48,14 @@ def decode_step(
     Returns:
       hidden_BD in config.dtype; the ring with keys and values of these tokens, its lengths unchanged.
     """
-    mask_BC = ring.mask_BC()
+    triton = attends_in_triton(config)
 
     def attend_layer(carry, index, query, keys, values):
         own_keys, own_values = (ring.write(x, index, new[:, 0]) for x, new in zip(carry, (keys, values), strict=True))
-        of_prompt = prompts.keys[index], prompts.values[index], prompts.mask_PT
-        own = ring.read(own_keys, index), ring.read(own_values, index)
-        attended = attend_shared(query[:, 0], *of_prompt, *own, mask_BC)
-        return attended[:, None], (own_keys, own_values), None
+        of_layer = ring.read(own_keys, index), ring.read(own_values, index)
+        own = attend_to_ring(triton, query[:, 0], ring, *of_layer)
+        prompts_of_layer = PromptCache(prompts.keys[index], prompts.values[index], prompts.mask_PT)
+        return attend_shared(query[:, 0], prompts_of_layer, own)[:, None], (own_keys, own_values), None
 
     hidden, (keys, values), _ = run_layers(
         config, params, tokens_B[:, None], positions_B[:, None], (ring.keys, ring.values), attend_layer

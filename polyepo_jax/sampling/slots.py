@@ -120,15 +120,20 @@ def logprob_dtype(config: ModelConfig) -> Any:
 def _unstacks() -> bool:
     """Whether a decode step has all layers one after the other in the program.
 
-    XLA's CPU backend copies a scanned layer's weights out of the stack in every step, and multiplies faster by a table
-    that is not transposed. On accelerators neither is so, and the compiler's time counts.
+    XLA's CPU and GPU backends copy a scanned layer's weights out of the stack in every step. On TPUs that is not so,
+    and the compiler's time counts.
     """
+    return mesh_platform() != "tpu"
+
+
+def _transposes() -> bool:
+    """Whether a tied output projection is a matrix of its own: CPUs multiply faster by one that is not transposed."""
     return mesh_platform() == "cpu"
 
 
 def sampling_config(config: ModelConfig) -> ModelConfig:
     """The model that `prepare` makes of one."""
-    return dataclasses.replace(config, tie_word_embeddings=False) if _unstacks() else config
+    return dataclasses.replace(config, tie_word_embeddings=False) if _transposes() else config
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -136,11 +141,9 @@ def prepare(spec: GenerationSpec, params: Any) -> Any:
     """The parameters as a rollout reads them, of `sampling_config`."""
     if spec.gather_weights:
         params = gathered(params, logical_axes(spec.model), spec.model.dtype)
-    if not _unstacks():
-        return params
-    if spec.model.tie_word_embeddings:
+    if _transposes() and spec.model.tie_word_embeddings:
         params = {**params, "lm_head": params["embed_tokens"].T}
-    return unstacked(params)
+    return unstacked(params) if _unstacks() else params
 
 
 def _by_part(function, *arrays: Array) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from polyepo_jax.losses import PolicyLoss, SupervisedLoss, token_logprobs
-from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, output_params, unembed
+from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, output_params, rounded_output, unembed
 from polyepo_jax.model.attention import kernel_of
 from polyepo_jax.sampling import Sampling
 from polyepo_jax.sharding import (
@@ -168,6 +168,7 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
 
     def score(output, hidden_RTD, targets_RT, trained_RT):
         hidden_RTD = constrain(hidden_RTD, "batch", None, None)
+        output = rounded_output(spec.model, output)
 
         def logits(hidden_RCD):
             return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, output, hidden_RCD))
@@ -192,7 +193,7 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
 
     # The hidden state at position t predicts the token at t + 1.
     scored = hidden_RTD[:, first - 1 : -1], packed.tokens_RT[:, first:], packed.trained_RT[:, first:]
-    return jnp.pad(by_rows(score, output_params(params), *scored), ((0, 0), (first, 0)))
+    return jnp.pad(by_rows(score, output_params(spec.model, params), *scored), ((0, 0), (first, 0)))
 
 
 def _sums(spec: UpdateSpec, fold: int, params, packed: Packed, reference_params) -> tuple[Array, dict[str, Array]]:
