@@ -6,9 +6,10 @@ that neither its value nor its gradient depends on how the rows are packed, cut 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -21,57 +22,98 @@ from polyepo_jax.types import Array
 MAX_LOG_RATIO = 20.0
 
 
+# Maps the parameters, constants and hidden states [B, C, D] of C positions to logits [B, C, V].
+Logits = Callable[[Any, Any, Array], Array]
+
+
 def token_logprobs(
-    logits: Callable[[Array], Array],
+    logits: Logits,
+    params: Any,
     hidden_BTD: Array,
     targets_BT: Array,
     chunk_length: int,
     num_wanted: Array | int | None = None,
+    constants: Any = (),
 ) -> Array:
     """Logprob of each target, without ever holding logits of more than `chunk_length` positions a row.
 
-    A scan over chunks of positions, rematerialised: the backward pass recomputes a chunk's logits too.
+    A loop over chunks of positions; the backward pass is one too, and computes a chunk's logits again.
 
     Args:
-      logits: maps hidden states [B, C, D] of C positions to logits [B, C, V] of the distribution to be scored
-        (temperature and truncation applied).
+      logits: of the distribution to be scored (temperature and truncation applied); a function of its arguments alone.
+      params: what it has a gradient by, beside the hidden states.
       hidden_BTD: the hidden state that predicts each target.
       targets_BT: int[B, T].
       chunk_length: C.
       num_wanted: positions that count, of every row the first; chunks behind them are left out. It is the same on all
         devices.
+      constants: what it has no gradient by.
 
     Returns:
-      [B, T], nats, in the logits' dtype; of no meaning where not wanted.
+      [B, T], nats, in the logits' dtype; 0 in chunks that are left out.
     """
     chex.assert_rank([hidden_BTD, targets_BT], [3, 2])
-    num_rows, length = targets_BT.shape
-    chunk_length = min(chunk_length, length)
-    num_chunks = -(-length // chunk_length)
-    padding = num_chunks * chunk_length - length
+    length = targets_BT.shape[1]
+    if chunk_length >= length:
+        return _target_logprobs(logits, params, constants, hidden_BTD, targets_BT)
+    padding = ((0, 0), (0, -length % chunk_length))
+    inputs = jnp.pad(hidden_BTD, (*padding, (0, 0))), jnp.pad(targets_BT, padding)
+    num_wanted = jnp.asarray(length if num_wanted is None else num_wanted, jnp.int32)
+    return _chunk_by_chunk(logits, chunk_length, params, constants, *inputs, num_wanted)[:, :length]
 
-    def chunks(x):
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(num_rows, num_chunks, chunk_length, *x.shape[2:]), 1, 0)
 
-    def score(hidden_BCD, targets_BC):
-        logits_BCV = logits(hidden_BCD)
-        chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
-        return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=2)
+def _target_logprobs(logits: Logits, params: Any, constants: Any, hidden_BCD: Array, targets_BC: Array) -> Array:
+    logits_BCV = logits(params, constants, hidden_BCD)
+    chosen_BC = jnp.take_along_axis(logits_BCV, targets_BC[:, :, None], axis=2)[:, :, 0]
+    return chosen_BC - jax.nn.logsumexp(logits_BCV, axis=2)
 
-    score = jax.checkpoint(score, prevent_cse=False)
 
-    def score_wanted(_, chunk):
-        index, *chunk = chunk
-        if num_wanted is None or num_chunks == 1:
-            return None, score(*chunk)
-        dtype = jax.eval_shape(score, *chunk).dtype
-        wanted = index * chunk_length < num_wanted
-        return None, jax.lax.cond(wanted, score, lambda _, targets_BC: 0 * targets_BC.astype(dtype), *chunk)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _chunk_by_chunk(
+    logits: Logits, size: int, params: Any, constants: Any, hidden_BTD: Array, targets_BT: Array, num_wanted: Array
+) -> Array:
+    dtype = jax.eval_shape(functools.partial(_target_logprobs, logits), params, constants, hidden_BTD, targets_BT).dtype
 
-    inputs = jnp.arange(num_chunks), chunks(hidden_BTD), chunks(targets_BT)
-    _, logprobs = jax.lax.scan(score_wanted, None, inputs, unroll=num_chunks == 1)
-    return jnp.moveaxis(logprobs, 0, 1).reshape(num_rows, -1)[:, :length]
+    def score(index: Array, logprobs_BT: Array) -> Array:
+        chunk = (_chunk(x, index, size) for x in (hidden_BTD, targets_BT))
+        scored = _target_logprobs(logits, params, constants, *chunk)
+        return jax.lax.dynamic_update_slice_in_dim(logprobs_BT, scored, index * size, axis=1)
+
+    zeros_BT = _zeros_like(targets_BT, dtype)
+    return jax.lax.fori_loop(0, (num_wanted + size - 1) // size, score, zeros_BT)
+
+
+def _chunk(x_BT: Array, index: Array, size: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x_BT, index * size, size, axis=1)
+
+
+def _zeros_like(x: Array, dtype: Any) -> Array:
+    """Zeros that to the compiler, as the array, are each device's own."""
+    zero = jnp.zeros((), dtype)
+    return jnp.where(x == x, zero, zero)
+
+
+def _chunks_forward(logits: Logits, size: int, *arguments):
+    return _chunk_by_chunk(logits, size, *arguments), arguments
+
+
+def _chunks_backward(logits: Logits, size: int, arguments, gradient_BT: Array):
+    params, constants, hidden_BTD, targets_BT, num_wanted = arguments
+
+    def add(index: Array, carry):
+        by_params, by_hidden_BTD = carry
+        hidden_BCD, targets_BC, gradient_BC = (_chunk(x, index, size) for x in (hidden_BTD, targets_BT, gradient_BT))
+        _, pull_back = jax.vjp(lambda p, h: _target_logprobs(logits, p, constants, h, targets_BC), params, hidden_BCD)
+        by_params_here, by_hidden_BCD = pull_back(gradient_BC)
+        by_hidden_BTD = jax.lax.dynamic_update_slice_in_dim(by_hidden_BTD, by_hidden_BCD, index * size, axis=1)
+        return jax.tree.map(jnp.add, by_params, by_params_here), by_hidden_BTD
+
+    zeros = jax.tree.map(lambda x: _zeros_like(x, x.dtype), (params, hidden_BTD))
+    by_params, by_hidden_BTD = jax.lax.fori_loop(0, (num_wanted + size - 1) // size, add, zeros)
+    return by_params, jax.tree.map(jnp.zeros_like, constants), by_hidden_BTD, None, None
+
+
+_chunk_by_chunk.defvjp(_chunks_forward, _chunks_backward)
 
 
 def clipped_token_losses(

@@ -267,9 +267,12 @@ def by_rows(function: Callable[..., Array], shared: Any, *arrays: Array) -> Arra
         return function(shared, *arrays)
     split = PartitionSpec(BATCH_AXES)
 
-    def of_own_rows(shared, *arrays):
+    def own(x: Array) -> Array:
         # Each device's own from here on, so that here, and not in the function's loops, its gradient is summed.
-        return function(jax.tree.map(lambda x: jax.lax.pcast(x, BATCH_AXES, to="varying"), shared), *arrays)
+        return jax.lax.pcast(x, BATCH_AXES, to="varying") if jnp.issubdtype(x.dtype, jnp.inexact) else x
+
+    def of_own_rows(shared, *arrays):
+        return function(jax.tree.map(own, shared), *arrays)
 
     return jax.shard_map(
         of_own_rows, in_specs=(PartitionSpec(), *(split for _ in arrays)), out_specs=split, axis_names=set(BATCH_AXES)

@@ -23,6 +23,6 @@ from polyepo_jax.model.transformer import hidden_states as hidden_states
 from polyepo_jax.model.transformer import init as init
 from polyepo_jax.model.transformer import logical_axes as logical_axes
 from polyepo_jax.model.transformer import output_params as output_params
-from polyepo_jax.model.transformer import rounded_output as rounded_output
 from polyepo_jax.model.transformer import prefill as prefill
+from polyepo_jax.model.transformer import rounded_output as rounded_output
 from polyepo_jax.model.transformer import unembed as unembed

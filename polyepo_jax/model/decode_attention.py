@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from polyepo_jax.model.cache import PromptCache, Ring
+from polyepo_jax.model.cache import Ring
 from polyepo_jax.model.config import ModelConfig
-from polyepo_jax.sharding import activation_spec, mesh_platform
+from polyepo_jax.sharding import PartitionSpec, activation_spec, mesh_platform
 from polyepo_jax.types import Array
 
 # Slots of a ring that the Triton kernel reads at a time; rings on GPUs hold a multiple of it.
@@ -53,21 +53,23 @@ def attend_to(query_BKQA: Array, keys_BKCA: Array, values_BKCA: Array, mask_BC: 
     return Partial(attended, top_BKQ, jnp.sum(weights, axis=-1))
 
 
-def attend_shared(query_BHA: Array, prompts: PromptCache, own: Partial) -> Array:
+def attend_shared(
+    query_BHA: Array, prompt_keys_PKTA: Array, prompt_values_PKTA: Array, prompt_mask_PT: Array, own: Partial
+) -> Array:
     """Attention of one token a row to a prompt that B / P adjacent rows share, and to the row's own tokens.
 
     As `attend` of both, of which the prompt is read once for all of its rows.
 
     Args:
       query_BHA: unscaled.
-      prompts: one layer's keys and values, [P, K, T, A]; row b's prompt is b // (B / P).
+      prompt_keys_PKTA, prompt_values_PKTA, prompt_mask_PT: row b's prompt is b // (B / P); True = real token.
       own: of the row's own tokens, [B, K, G].
 
     Returns:
       [B, H, A], in the queries' dtype.
     """
     B, H, A = query_BHA.shape
-    P, K = prompts.keys.shape[:2]
+    P, K = prompt_keys_PKTA.shape[:2]
     N, G = B // P, H // K
 
     def by_row(x_PKQ):  # [P, K, N * G, ...] -> [B, K, G, ...]
@@ -75,7 +77,7 @@ def attend_shared(query_BHA: Array, prompts: PromptCache, own: Partial) -> Array
         return x_PKQ.reshape(P, K, N, G, *rest).swapaxes(1, 2).reshape(B, K, G, *rest)
 
     query_PKQA = query_BHA.reshape(P, N, K, G, A).swapaxes(1, 2).reshape(P, K, N * G, A)
-    of_prompt = jax.tree.map(by_row, attend_to(query_PKQA, prompts.keys, prompts.values, prompts.mask_PT))
+    of_prompt = Partial(*map(by_row, attend_to(query_PKQA, prompt_keys_PKTA, prompt_values_PKTA, prompt_mask_PT)))
     return own.merge(of_prompt).astype(query_BHA.dtype).reshape(B, H, A)
 
 
@@ -184,10 +186,11 @@ def _triton(query_BKGA: Array, keys_BKCA: Array, values_BKCA: Array, lengths_B: 
         return triton_attend(query_BKGA, keys_BKCA, values_BKCA, lengths_B, step)
     of_heads = activation_spec(query_BKGA.shape, ("batch", "heads", None, None))
     of_rows = activation_spec(lengths_B.shape, ("batch",))
-    without_last = jax.sharding.PartitionSpec(*of_heads[:3])
-    return jax.shard_map(
-        triton_attend,
-        in_specs=(of_heads, of_heads, of_heads, of_rows, jax.sharding.PartitionSpec()),
-        out_specs=Partial(of_heads, without_last, without_last),
+    without_last = PartitionSpec(*of_heads[:3])
+    parts = jax.shard_map(
+        lambda *arrays: tuple(triton_attend(*arrays)),
+        in_specs=(of_heads, of_heads, of_heads, of_rows, PartitionSpec()),
+        out_specs=(of_heads, without_last, without_last),
         check_vma=False,
     )(query_BKGA, keys_BKCA, values_BKCA, lengths_B, step)
+    return Partial(*parts)

@@ -54,8 +54,8 @@ def decode_step(
         own_keys, own_values = (ring.write(x, index, new[:, 0]) for x, new in zip(carry, (keys, values), strict=True))
         of_layer = ring.read(own_keys, index), ring.read(own_values, index)
         own = attend_to_ring(triton, query[:, 0], ring, *of_layer)
-        prompts_of_layer = PromptCache(prompts.keys[index], prompts.values[index], prompts.mask_PT)
-        return attend_shared(query[:, 0], prompts_of_layer, own)[:, None], (own_keys, own_values), None
+        of_prompt = prompts.keys[index], prompts.values[index], prompts.mask_PT
+        return attend_shared(query[:, 0], *of_prompt, own)[:, None], (own_keys, own_values), None
 
     hidden, (keys, values), _ = run_layers(
         config, params, tokens_B[:, None], positions_B[:, None], (ring.keys, ring.values), attend_layer

@@ -332,11 +332,9 @@ def output_params(config: ModelConfig, params: Params) -> Params:
 
 
 def rounded_output(config: ModelConfig, output: Params) -> Params:
-    """`output_params` beside what `unembed` multiplies by, so that a loop over positions does not round it each time."""
+    """What `unembed` takes beside `output_params` so as not to round them in every pass of a loop."""
     (table,) = output.values()
-    if table.dtype == config.dtype:
-        return output
-    return {**output, "rounded": jax.lax.stop_gradient(table.astype(config.dtype))}
+    return {} if table.dtype == config.dtype else {"rounded": jax.lax.stop_gradient(table.astype(config.dtype))}
 
 
 def unembed(config: ModelConfig, params: Params, hidden: Array) -> Array:

@@ -202,18 +202,15 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     kept = model.num_hidden_layers * _kept_by_layer(shape, bins, size_of_bin)
     # The rows; and where they are packed, on every device, for any may take any of them.
     batch = config.prompts_per_step * config.num_generations * length * (4 + 4 + 2) / shape.num_shards
-    packs = accumulates and math.prod(shape.sizes) == 1 and shape.kernel != "cudnn"
-    if packs:
+    if _packs(config, shape):
         batch += (spec.mini_batch_rows or config.prompts_per_step * config.num_generations) * length * _PACKED_BYTES
     # Weights are converted where they lie, all layers at once, then gathered: a layer, and the next one ahead of time.
     converted = model.num_hidden_layers * shape.layer_weights / t / f * size * (model.dtype != model.param_dtype)
     gathered = f > 1 or model.dtype != model.param_dtype
     table = shape.output_weights / t
 
-    most = max(int(spec.max_logits * t / (bins * model.vocab_size)), 1)
-    chunk_length = min(most, fold * config.max_completion_length)
-    logits = 4 * bins * chunk_length * model.vocab_size / t
-    if chunk_length < (size_of_bin - 1 if packs else config.max_completion_length):
+    logits = 4 * bins * chunk_length(config, shape) * model.vocab_size / t
+    if chunk_length(config, shape) < _most_scored(config, shape):
         # In the loop over chunks the table's gradient is summed up, whole and in the parameters' dtype; where the
         # vocabulary is cut, a chunk's gradient lies beside the sum.
         output = logits + table * jnp.dtype(model.param_dtype).itemsize * (2 if t > 1 else 1)
@@ -242,6 +239,26 @@ def update_folding(config: Config, shape: Shape) -> int:
     rows = update_spec(config).mini_batch_rows or config.prompts_per_step * config.num_generations
     length = config.max_prompt_length + config.max_completion_length
     return max(folding(shape.kernel, rows, update_rows(config)[1], length, math.prod(shape.sizes)), 1)
+
+
+def _packs(config: Config, shape: Shape) -> bool:
+    """Whether an update lays texts end to end."""
+    rows = update_spec(config).mini_batch_rows or config.prompts_per_step * config.num_generations
+    return update_rows(config)[1] < rows and shape.kernel != "cudnn"
+
+
+def _most_scored(config: Config, shape: Shape) -> int:
+    """Positions of a bin that may be trained."""
+    if not _packs(config, shape):
+        return config.max_completion_length
+    return update_folding(config, shape) * (config.max_prompt_length + config.max_completion_length) - 1
+
+
+def chunk_length(config: Config, shape: Shape) -> int:
+    """Positions of a bin whose logits a device holds at a time."""
+    fold = update_folding(config, shape)
+    bins = max(int(update_rows(config)[1] / shape.num_shards / fold), 1)
+    return min(update_spec(config).chunk_length(bins, shape.tensor), fold * config.max_completion_length)
 
 
 def _kept_by_layer(shape: Shape, rows: float, length: int) -> float:
@@ -288,10 +305,12 @@ def update_work(config: Config, shape: Shape) -> Work:
     layers, attention = 2 * length * shape.layer_weights, shape.attention_flops(fold * length) / fold
     down = 2 * length * model.hidden_size * model.intermediate_size
     output = 2 * config.max_completion_length * shape.output_weights
+    # Chunk by chunk, logits are computed again.
+    output_products = 3 + (chunk_length(config, shape) < _most_scored(config, shape))
     # A backward pass is two products for each of the forward's; attention kernels compute scores again, twice.
     backward_attention = 2 * attention if shape.kernel == "xla" else 3.5 * attention
     again = {"none": 0.0, "dots": attention, "full": layers - down + attention}[model.remat]
-    per_row = L * (3 * layers + attention + backward_attention + again) + 4 * output
+    per_row = L * (3 * layers + attention + backward_attention + again) + output_products * output
     if spec.loss.needs_reference:
         per_row += L * (layers + attention) + output
     flops = rows * per_row / math.prod(shape.sizes)

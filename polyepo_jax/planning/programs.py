@@ -16,6 +16,7 @@ from polyepo_jax.config.static_arguments import generation_spec, update_spec
 from polyepo_jax.model import logical_axes
 from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.planning import hlo
+from polyepo_jax.planning.estimate import chunk_length, shape_of, update_folding
 from polyepo_jax.planning.rollout_estimate import ring_capacity, rollout_schedule, wave_rows
 from polyepo_jax.sampling import slots
 from polyepo_jax.sharding import BATCH_AXES, Mesh, num_row_shards, param_shardings, replicated, row_sharding
@@ -68,7 +69,7 @@ def _int_array(mesh: Mesh, rows: int) -> Any:
     return _row_array(mesh, (rows,), jnp.int32)
 
 
-def _compile(lower: Callable[[], Any], unknown_trip_count: int) -> Program | TooLarge:
+def _compile(lower: Callable[[], Any], *unknown_trip_counts: int) -> Program | TooLarge:
     try:
         compiled = lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -84,8 +85,8 @@ def _compile(lower: Callable[[], Any], unknown_trip_count: int) -> Program | Too
         peak_bytes=memory.peak_memory_in_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temporary_bytes=memory.temp_size_in_bytes,
-        dot_flops=hlo.dot_flops(text, unknown_trip_count),
-        collectives=hlo.collectives(text, unknown_trip_count),
+        dot_flops=hlo.dot_flops(text, *unknown_trip_counts),
+        collectives=hlo.collectives(text, *unknown_trip_counts),
         largest=hlo.largest_buffers(text, 8),
     )
 
@@ -110,8 +111,13 @@ def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
     reference = _abstract(params, shardings.params) if spec.loss.needs_reference else ()
     # How many micro-batches are filled is known when it runs: all, if every row is of full length.
     num_micro_batches = (spec.mini_batch_rows or rows) // (spec.micro_batch_rows or spec.mini_batch_rows or rows)
+    # And so it is with chunks of what is trained; without packing their number is in the text.
+    shape = shape_of(
+        config, (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]), mesh.devices.flat[0].platform
+    )
+    num_chunks = -(-update_folding(config, shape) * config.max_completion_length // chunk_length(config, shape))
     with jax.set_mesh(mesh):
-        return _compile(lambda: train_step.lower(spec, state, batch, reference), num_micro_batches)
+        return _compile(lambda: train_step.lower(spec, state, batch, reference), num_micro_batches, num_chunks)
 
 
 def compile_rollout(config: Config, mesh: Mesh) -> Program | TooLarge:

@@ -106,13 +106,12 @@ def folding(kernel: str, num_rows: int, micro_rows: int, length: int, num_device
     """How many rows of full length a bin of an update has room for; 0 where nothing is packed, as a micro-batch of all
     rows would hold the empty bins too.
 
-    Packing is kept to one device: compiled for 16 TPU chips it sums the output table's gradient in every chunk of
-    logits, and holds 3 GiB more of a chip's memory. A bin of several rows is filled better, but has attention among all
-    of them, which pays where they are short.
+    A bin of several is filled better, but has attention among all of them. That pays where they are short, and is kept
+    to one device: of several each would have too few bins to cut them well.
     """
-    if micro_rows == num_rows or not knows_segments(kernel) or num_devices > 1:
+    if micro_rows == num_rows or not knows_segments(kernel):
         return 0
-    if kernel != "xla":
+    if kernel != "xla" or num_devices > 1:
         return 1
     return next((fold for fold in (8, 4, 2) if fold * length <= _MAX_FOLDED and micro_rows % fold == 0), 1)
 

@@ -89,8 +89,9 @@ class UpdateSpec:
       rows share their room, and there are fewer micro-batches.
     skip_zero_advantage: leave out rows that have advantage 0 or no trained token. Loss and gradient stay what they
       were, since such rows add nothing to either (without a KL term) and the denominator counts all rows.
-    max_logits: logits that a device holds at a time, at most (or those of one position of its rows, if these are
-      more). The default is 128 MiB of float32.
+    max_logits: logits that a device holds at a time, at most, except that there are those of one position of its rows,
+      and of half as many positions as a hidden state has components: with fewer, summing up the table's gradient takes
+      longer than computing it. The default is 128 MiB of float32.
     """
 
     model: ModelConfig
@@ -109,6 +110,12 @@ class UpdateSpec:
     def updates_once(self) -> bool:
         """Whether all rows are in one update, and no other follows."""
         return self.num_iterations == 1 and self.mini_batch_rows is None
+
+    def chunk_length(self, num_rows: int, parts: int) -> int:
+        """Positions of each row whose logits a device holds at a time, of so many rows and of 1 / parts of the
+        vocabulary."""
+        most = self.max_logits * parts // (num_rows * self.model.vocab_size)
+        return max(most, self.model.hidden_size // 2 // num_rows, 1)
 
     def __post_init__(self):
         if self.skip_zero_advantage and self.loss.needs_reference:
@@ -166,19 +173,22 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
     # Rows that are alone train nothing in their prompts' columns; in a bin texts begin anywhere.
     first = spec.prompt_length if fold == 0 else 1
 
-    def score(output, hidden_RTD, targets_RT, trained_RT):
-        hidden_RTD = constrain(hidden_RTD, "batch", None, None)
-        output = rounded_output(spec.model, output)
+    num_trained = jnp.max(jnp.sum(packed.trained_RT, axis=1))
 
-        def logits(hidden_RCD):
-            return jax.vmap(jax.vmap(spec.sampling.transform))(unembed(spec.model, output, hidden_RCD))
+    def score(shared, hidden_RTD, targets_RT, trained_RT):
+        output, num_trained = shared
+        rounded = rounded_output(spec.model, output)
+        hidden_RTD = constrain(hidden_RTD, "batch", None, None)
+
+        def logits(output, rounded, hidden_RCD):
+            logits_RCV = unembed(spec.model, output | rounded, hidden_RCD)
+            return jax.vmap(jax.vmap(spec.sampling.transform))(logits_RCV)
 
         # The rows are this device's; their logits are cut further along the vocabulary.
         mesh = jax.sharding.get_abstract_mesh()
-        parts = 1 if mesh.empty else mesh.shape["tensor"]
-        chunk_length = max(spec.max_logits * parts // (targets_RT.shape[0] * spec.model.vocab_size), 1)
+        chunk_length = spec.chunk_length(targets_RT.shape[0], 1 if mesh.empty else mesh.shape["tensor"])
         if fold == 0:
-            logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, chunk_length)
+            logprobs_RT = token_logprobs(logits, output, hidden_RTD, targets_RT, chunk_length, constants=rounded)
         else:
             # What is trained first, in chunks of what a bin of full rows trains: short ones may need another.
             usual = packed.tokens_RT.shape[1] - fold * spec.prompt_length
@@ -186,14 +196,16 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
             back_RT = jnp.argsort(order_RT, axis=1)
             hidden_RTD = permuted(hidden_RTD, order_RT, back_RT)
             targets_RT = jnp.take_along_axis(targets_RT, order_RT, axis=1)
-            num_trained = jnp.max(jnp.sum(trained_RT, axis=1))
-            logprobs_RT = token_logprobs(logits, hidden_RTD, targets_RT, min(chunk_length, usual), num_trained)
+            logprobs_RT = token_logprobs(
+                logits, output, hidden_RTD, targets_RT, min(chunk_length, usual), num_trained, rounded
+            )
             logprobs_RT = jnp.take_along_axis(logprobs_RT, back_RT, axis=1)
         return jnp.where(trained_RT, logprobs_RT, 0)
 
     # The hidden state at position t predicts the token at t + 1.
     scored = hidden_RTD[:, first - 1 : -1], packed.tokens_RT[:, first:], packed.trained_RT[:, first:]
-    return jnp.pad(by_rows(score, output_params(spec.model, params), *scored), ((0, 0), (first, 0)))
+    logprobs_RT = by_rows(score, (output_params(spec.model, params), num_trained), *scored)
+    return jnp.pad(logprobs_RT, ((0, 0), (first, 0)))
 
 
 def _sums(spec: UpdateSpec, fold: int, params, packed: Packed, reference_params) -> tuple[Array, dict[str, Array]]:

@@ -25,12 +25,12 @@ class Collective:
     between_slices: bool = False
 
 
-def collectives(hlo_text: str, unknown_trip_count: int) -> tuple[Collective, ...]:
+def collectives(hlo_text: str, *unknown_trip_counts: int) -> tuple[Collective, ...]:
     """The collectives of one run of a program, most bytes first.
 
     Args:
       hlo_text: of the compiled program.
-      unknown_trip_count: how often a loop runs whose count the text does not say.
+      unknown_trip_counts: as of `total_work`, at least one.
 
     Raises:
       ValueError: if the text is of no compiled program.
@@ -46,7 +46,7 @@ def collectives(hlo_text: str, unknown_trip_count: int) -> tuple[Collective, ...
         operands = sum(map(num_bytes, computation.shapes_of_operands(instruction)))
         return {found: (1, _sent(kind, group_size, operands))} if group_size > 1 else {}
 
-    work = total_work(module, unknown_trip_count, own)
+    work = total_work(module, unknown_trip_counts, own)
     found = [Collective(kind, size, *work[kind, size, slices], slices) for kind, size, slices in work]
     return tuple(sorted(found, key=lambda each: (-each.bytes, each.kind, each.group_size, each.between_slices)))
 

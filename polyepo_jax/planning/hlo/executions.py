@@ -1,7 +1,7 @@
 """How often the parts of a compiled program run: loops, and sums over the call graph."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from polyepo_jax.planning.hlo.text import Computation, Instruction, Module, calls
 
@@ -9,24 +9,33 @@ from polyepo_jax.planning.hlo.text import Computation, Instruction, Module, call
 Work = dict[tuple, tuple[int, int]]
 
 
-def total_work(module: Module, unknown_trip_count: int, own: Callable[[Computation, Instruction], Work]) -> Work:
-    """Adds up what `own` says of each instruction, times its executions in one run of the program."""
-    totals: dict[str, Work] = {}
+def total_work(
+    module: Module, unknown_trip_counts: Sequence[int], own: Callable[[Computation, Instruction], Work]
+) -> Work:
+    """Adds up what `own` says of each instruction, times its executions in one run of the program.
 
-    def total(name: str) -> Work:
-        if name not in totals:
+    Args:
+      unknown_trip_counts: how often loops run whose count the text does not say: those within no other of these, those
+        within one, and so on; the last is for all that lie deeper.
+    """
+    totals: dict[tuple[str, int], Work] = {}
+
+    def total(name: str, depth: int = 0) -> Work:
+        if (name, depth) not in totals:
             found: Work = {}
             for instruction in module.computations[name].instructions.values():
                 _add(found, own(module.computations[name], instruction), 1)
-                trips = 1
+                trips, within = 1, depth
                 if instruction.opcode == "while":
                     known = trip_count(module, module.computations[name], instruction)
-                    trips = unknown_trip_count if known is None else known
+                    trips = unknown_trip_counts[min(depth, len(unknown_trip_counts) - 1)] if known is None else known
+                    within += known is None
                 for alternatives, times in calls(instruction, trips):
                     if alternatives:
-                        _add(found, max(map(total, alternatives), key=amount_of), times)
-            totals[name] = found
-        return totals[name]
+                        works = [total(alternative, within) for alternative in alternatives]
+                        _add(found, max(works, key=amount_of), times)
+            totals[name, depth] = found
+        return totals[name, depth]
 
     return total(module.entry)
 

@@ -7,12 +7,12 @@ from polyepo_jax.planning.hlo.executions import Work, amount_of, total_work
 from polyepo_jax.planning.hlo.text import Computation, Instruction, arrays, parse
 
 
-def dot_flops(hlo_text: str, unknown_trip_count: int) -> float:
+def dot_flops(hlo_text: str, *unknown_trip_counts: int) -> float:
     """FLOPs of all matrix products of one run of a program on one device, two a multiplication and addition.
 
     Args:
       hlo_text: of the compiled program. What a custom kernel computes is not in it.
-      unknown_trip_count: how often a loop runs whose count the text does not say.
+      unknown_trip_counts: as of `total_work`, at least one.
 
     Raises:
       ValueError: if the text is of no compiled program.
@@ -28,7 +28,7 @@ def dot_flops(hlo_text: str, unknown_trip_count: int) -> float:
                 return {}
         return {("dot",): (1, 2 * products)}
 
-    return float(amount_of(total_work(parse(hlo_text), unknown_trip_count, own)))
+    return float(amount_of(total_work(parse(hlo_text), unknown_trip_counts, own)))
 
 
 def _dimensions(shape: str) -> tuple[int, ...]:
