@@ -25,7 +25,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERATIONS, PROMPT_LENGTH, COMPLETION_LENGTH = 16, 128, 512
-UPDATE_PROMPTS, MICRO_ROWS = 2, 4
+UPDATE_PROMPTS, MICRO_ROWS = 2, 16
 
 
 def shapes() -> dict[str, Any]:
@@ -92,18 +92,18 @@ def seconds_of(run: Any, repeats: int = 3) -> float:
 
 
 def limits(scale: int) -> dict[str, Any]:
-    """Products and bytes a second."""
+    """Products and bytes a second, of ten in a row."""
     import jax
     import jax.numpy as jnp
 
-    size, elements = 8192 // scale, 2**29 // scale**2
-    x = jnp.ones((size, size), jnp.bfloat16)
-    product = jax.jit(jnp.matmul)
-    copied = jnp.ones(elements, jnp.bfloat16)
-    increment = jax.jit(lambda x: x + 1)
+    size, elements = 8192 // scale, 2**30 // scale**2
+    x, y = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
+    product = jax.jit(lambda x, y: jax.lax.fori_loop(0, 10, lambda _, x: x @ y * jnp.bfloat16(size**-0.5), x))
+    copied = jax.random.normal(jax.random.key(2), elements, jnp.bfloat16)
+    negate = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, x: -x, x))
     return {
-        "matmul_flops": 2 * size**3 / seconds_of(lambda: product(x, x).block_until_ready()),
-        "copy_bytes": 2 * copied.nbytes / seconds_of(lambda: increment(copied).block_until_ready()),
+        "matmul_flops": 10 * 2 * size**3 / seconds_of(lambda: product(x, y).block_until_ready()),
+        "copy_bytes": 10 * 2 * copied.nbytes / seconds_of(lambda: negate(copied).block_until_ready()),
     }
 
 
@@ -185,7 +185,7 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
     from polyepo_jax.model import init
     from polyepo_jax.planning.advice import peak_bytes
     from polyepo_jax.planning.estimate import shape_of
-    from polyepo_jax.planning.rollout_estimate import decode_work
+    from polyepo_jax.planning.rollout_estimate import decode_work, ring_bytes
     from polyepo_jax.sampling import Rollout
     from polyepo_jax.sharding import MeshConfig, make_mesh
     from polyepo_jax.types import Prompts
@@ -208,11 +208,12 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
             pass
 
     seconds, platform = seconds_of(run, 2), jax.default_backend()
-    work = decode_work(config, shape_of(config, (1, 1, 1), platform))
-    steps = config.max_completion_length
+    shape, steps = shape_of(config, (1, 1, 1), platform), config.max_completion_length
+    # What must be read: weights, prompts, and of the ring the rows' own tokens, half of it on the average.
+    must = decode_work(config, shape).hbm_bytes - ring_bytes(config, shape) / 2
     return {
         "tokens_per_s": rows * steps / seconds,
-        "bytes_per_s": work.hbm_bytes * steps / seconds,
+        "bytes_per_s": must * steps / seconds,
         "peak_bytes": peak(),
         "planned_bytes": peak_bytes(config, (1, 1, 1), platform)[1] - _optimizer_bytes(config, platform),
     }

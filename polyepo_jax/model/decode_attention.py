@@ -11,8 +11,9 @@ from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.sharding import PartitionSpec, activation_spec, mesh_platform
 from polyepo_jax.types import Array
 
-# Slots of a ring that the Triton kernel reads at a time; rings on GPUs hold a multiple of it.
-TRITON_BLOCK = 64
+# Slots of a ring that the Triton kernel reads at a time; rings on accelerators hold a multiple of it.
+TRITON_BLOCK = 32
+_WARPS, _STAGES = 2, 3
 # Tensor cores multiply at least so many rows.
 _LEAST_ROWS = 16
 
@@ -138,7 +139,7 @@ def triton_attend(
         ],
         out_specs=[one_head(rows, A), one_head(rows), one_head(rows)],
         out_shape=[float_shape((B, K, rows, A)), float_shape((B, K, rows)), float_shape((B, K, rows))],
-        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=3),
+        compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=_STAGES),
         interpret=interpret,
         name="attend_to_ring",
     )(query_BKQA, keys_BKCA, values_BKCA, counts_B, newest)

@@ -114,6 +114,11 @@ class Shape:
         return self.sizes[2]
 
     @property
+    def on_tpu(self) -> bool:
+        """Whether the layout in memory is a TPU's."""
+        return self.lanes == _TPU_LANES
+
+    @property
     def itemsize(self) -> int:
         """Bytes of an activation."""
         return jnp.dtype(self.model.dtype).itemsize

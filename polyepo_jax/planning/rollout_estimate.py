@@ -5,7 +5,7 @@ import dataclasses
 from polyepo_jax.config import Config
 from polyepo_jax.planning.estimate import Memory, Shape, Work, state_bytes
 from polyepo_jax.planning.hardware import Chip
-from polyepo_jax.sampling.generate import LEAST_RING, first_ring
+from polyepo_jax.sampling.generate import LEAST_RING, RING_MULTIPLE, first_ring
 from polyepo_jax.sampling.schedule import Schedule, slots_per_shard
 
 
@@ -29,7 +29,7 @@ def wave_rows(config: Config, num_shards: int) -> int:
 
 def ring_capacity(config: Config) -> int:
     """Tokens for which the slots have room in the end."""
-    capacity = first_ring(config.max_completion_length, LEAST_RING[0])
+    capacity = first_ring(config.max_completion_length, LEAST_RING[0], RING_MULTIPLE[0])
     while capacity < config.max_completion_length:
         capacity *= 2
     return capacity
@@ -74,8 +74,13 @@ def rollout_memory(config: Config, shape: Shape) -> Memory:
     rows = wave_rows(config, shape.num_shards)
     schedule = rollout_schedule(config, shape.num_shards)
     size, t = shape.itemsize, shape.tensor
-    copied = config.sampling.gather_weights and (shape.sizes[1] > 1 or model.dtype != model.param_dtype)
-    copies = shape.matrix_weights / t * size if copied else 2 * shape.layer_weights / t * size
+    # Layers that are not stacked are copies.
+    unstacked = not shape.on_tpu
+    if config.sampling.gather_weights:
+        copied = unstacked or shape.sizes[1] > 1 or model.dtype != model.param_dtype
+        copies = shape.matrix_weights / t * size if copied else 0.0
+    else:
+        copies = 2 * shape.layer_weights / t * size + weights * unstacked
     # Prefill: the prompts' own cache, before it is put into the pool, and one layer's activations.
     tokens = schedule.batch * config.max_prompt_length
     prefill = (

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from polyepo_jax.model.decode_attention import TRITON_BLOCK
 from polyepo_jax.pods import collectives
 from polyepo_jax.sampling import slots as on_devices
 from polyepo_jax.sampling.schedule import Schedule, slots_per_shard
@@ -30,9 +31,10 @@ from polyepo_jax.types import Prompts, Rollouts
 # Slots that may be idle before a chunk ends so that they are refilled, as a share of all: more of them waste steps,
 # fewer of them cost a return to the host every few steps.
 _IDLE_SHARE = 1 / 8
-# Slots of the smallest ring, on accelerators and on CPUs. Each doubling is a program of its own to compile, and what it
-# saves is the reading of slots that are not in use.
+# Slots of the smallest ring, on accelerators and on CPUs, and of what rings are multiples there. Each doubling is a
+# program of its own to compile, and what it saves is the reading of slots that are not in use.
 LEAST_RING = 512, 64
+RING_MULTIPLE = TRITON_BLOCK, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +68,11 @@ def _prompt_room(longest: int, most: int) -> int:
     return min(room, most)
 
 
-def first_ring(max_completion_length: int, least: int) -> int:
+def first_ring(max_completion_length: int, least: int, multiple: int = 1) -> int:
     """Slots of the first ring, from which doubling leads to one that just holds all tokens: `least` to twice as many,
-    or all if these are fewer. Rings of two limits that differ by a factor of two are the same."""
+    or all if these are fewer, rounded up. Rings of two limits that differ by a factor of two are the same."""
     doublings = max(max_completion_length // least, 1).bit_length() - 1
-    return -(-max_completion_length // 2**doublings)
+    return -(-max_completion_length // (2**doublings * multiple)) * multiple
 
 
 class Rollout:
@@ -103,8 +105,8 @@ class Rollout:
         self._room = _prompt_room(int(longest) - 1, prompts.tokens_PT.shape[1])
         self._last_positions_P = lengths_P - 1
         with jax.set_mesh(mesh):
-            least = LEAST_RING[mesh_platform() == "cpu"]
-        self._capacity = first_ring(spec.max_completion_length, least)
+            on_cpu = mesh_platform() == "cpu"
+        self._capacity = first_ring(spec.max_completion_length, LEAST_RING[on_cpu], RING_MULTIPLE[on_cpu])
         shape = num_prompts * N, spec.max_completion_length
         self._tokens_RT = np.full(shape, spec.pad_id, np.int32)
         self._logprobs_RT = np.zeros(shape, on_devices.logprob_dtype(spec.model))

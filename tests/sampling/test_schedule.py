@@ -123,3 +123,8 @@ def test_the_first_ring_doubles_to_what_is_needed(length, capacity):
     while capacity < length:
         capacity *= 2
     assert length <= capacity < length + length / 64 + 1
+
+
+@pytest.mark.parametrize(("length", "capacity"), [(24, 64), (512, 512), (1000, 1024), (5000, 640), (10000, 640)])
+def test_rings_of_accelerators_are_whole_blocks(length, capacity):
+    assert first_ring(length, 512, 64) == capacity
