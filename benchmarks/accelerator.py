@@ -96,10 +96,10 @@ def limits(scale: int) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    size, elements = 8192 // scale, 2**30 // scale**2
+    size, shape = 8192 // scale, (2**30 // scale**2,)
     x, y = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     product = jax.jit(lambda x, y: jax.lax.fori_loop(0, 10, lambda _, x: x @ y * jnp.bfloat16(size**-0.5), x))
-    copied = jax.random.normal(jax.random.key(2), elements, jnp.bfloat16)
+    copied = jax.random.normal(jax.random.key(2), shape, jnp.bfloat16)
     negate = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, x: -x, x))
     return {
         "matmul_flops": 10 * 2 * size**3 / seconds_of(lambda: product(x, y).block_until_ready()),
@@ -208,9 +208,9 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
             pass
 
     seconds, platform = seconds_of(run, 2), jax.default_backend()
-    shape, steps = shape_of(config, (1, 1, 1), platform), config.max_completion_length
+    counted, steps = shape_of(config, (1, 1, 1), platform), config.max_completion_length
     # What must be read: weights, prompts, and of the ring the rows' own tokens, half of it on the average.
-    must = decode_work(config, shape).hbm_bytes - ring_bytes(config, shape) / 2
+    must = decode_work(config, counted).hbm_bytes - ring_bytes(config, counted) / 2
     return {
         "tokens_per_s": rows * steps / seconds,
         "bytes_per_s": must * steps / seconds,
