@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyepo_jax.model import ModelConfig, hidden_states, init_cache, logical_axes, unembed
+from polyepo_jax.model import (
+    ModelConfig,
+    hidden_states,
+    init_cache,
+    logical_axes,
+    output_params,
+    rounded_output,
+    unembed,
+)
 from polyepo_jax.model import forward as eager_forward
 from polyepo_jax.model import init as eager_init
 
@@ -194,6 +202,32 @@ def test_unembed_is_the_last_step_of_forward(params):
     tokens = tokens_of((2, 3))
     logits = jax.jit(lambda p: unembed(CONFIG, p, hidden_states(CONFIG, p, tokens)[0]))(params)
     np.testing.assert_array_equal(logits, forward(CONFIG, params, tokens)[0])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_in_bfloat16_have_a_gradient_summed_in_float32(tied):
+    """Against float64; a table that was rounded before gives the same, and takes none of the gradient."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", tie_word_embeddings=tied)
+    output = output_params(config, init(config, jax.random.key(4)))
+    rng = np.random.default_rng(4)
+    hidden, weights = rng.normal(size=(4, 50, config.hidden_size)), rng.normal(size=(4, 50, config.vocab_size))
+    rounded_weights = weights.astype(jnp.bfloat16).astype(np.float64)
+    hidden = jnp.asarray(hidden, jnp.bfloat16)
+
+    def total(hidden, output, rounded):
+        return jnp.sum(unembed(config, output | rounded, hidden) * weights.astype(np.float32))
+
+    rounded = rounded_output(config, output)
+    by_hidden, by_output = jax.jit(jax.grad(total, argnums=(0, 1)))(hidden, output, {})
+    same = jax.jit(jax.grad(total, argnums=(0, 1, 2)))(hidden, output, rounded)
+    jax.tree.map(np.testing.assert_array_equal, (by_hidden, by_output), same[:2])
+    assert all(not np.any(x) for x in jax.tree.leaves(same[2]))
+    (table,), (by_table,) = output.values(), by_output.values()
+    exact = np.einsum("BTV,BTD->VD" if tied else "BTV,BTD->DV", rounded_weights, np.asarray(hidden, np.float64))
+    assert by_table.dtype == table.dtype == np.float32
+    np.testing.assert_allclose(by_table, exact, atol=1e-5 * np.abs(exact).max())
+    exact = np.einsum("BTV,VD->BTD" if tied else "BTV,DV->BTD", rounded_weights, np.asarray(table, jnp.bfloat16))
+    np.testing.assert_allclose(np.asarray(by_hidden, np.float64), exact, rtol=2**-7, atol=2**-7 * np.abs(exact).max())
 
 
 def test_scanned_and_unrolled_layers_agree(monkeypatch):

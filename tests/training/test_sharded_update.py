@@ -10,6 +10,7 @@ import pytest
 
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
+from polyepo_jax.planning.hlo import collectives, dot_flops
 from polyepo_jax.sharding import MeshConfig, make_mesh, shard_rows
 from polyepo_jax.training.update import UpdateSpec, init_state, state_shardings, train_step
 from tests.training.test_update import MODEL, PROMPT, ROWS, SPEC, make_batch
@@ -150,3 +151,15 @@ def test_an_advantage_that_is_no_number_is_not_skipped():
 def test_skipping_is_refused_with_a_kl_term():
     with pytest.raises(ValueError, match="skip_zero_advantage needs beta = 0"):
         dataclasses.replace(SPEC, loss=PolicyLoss(beta=0.1), skip_zero_advantage=True)
+
+
+def test_nothing_is_sent_for_a_chunk_of_logits():
+    """However many there are: the output table's gradient is summed over the devices once a micro-batch."""
+    spec, params, batch = case("float32")
+    spec = dataclasses.replace(spec, micro_batch_rows=4)
+    mesh = make_mesh(MeshConfig(2, 2, 1), jax.devices()[:4])
+    state = jax.device_put(init_state(spec, params), state_shardings(spec, mesh))
+    with jax.set_mesh(mesh):
+        text = train_step.lower(spec, state, shard_rows(mesh, batch)).compile().as_text()
+    assert dot_flops(text, 2, 1) < dot_flops(text, 2, 100)  # of the chunks, whose number it does not say
+    assert collectives(text, 2, 1) == collectives(text, 2, 100)
