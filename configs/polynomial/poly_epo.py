@@ -35,7 +35,7 @@ def get_config() -> Config:
         max_prompt_length=warm_start.max_prompt_length,
         max_completion_length=warm_start.max_completion_length,
         learning_rate=1e-4,
-        algorithm=AlgorithmConfig(advantage=SetAdvantage(Polychromic(set_size=4))),
+        algorithm=AlgorithmConfig(advantage=SetAdvantage(Polychromic(set_size=4)), micro_batch_size=64),
         optimizer=OptimizerConfig(b2=0.99),
         evaluation=EvaluationConfig(num_samples=64, num_prompts=128, num_validation_prompts=32),
     )
