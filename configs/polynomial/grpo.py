@@ -2,7 +2,7 @@
 
 python -m polyepo_jax.train --config configs/polynomial/grpo.py
 
-Needs runs/polynomial/warm_start. About two minutes on two CPU cores. It collapses; held out, four runs: pass@1
+Needs runs/polynomial/warm_start. About a minute on two CPU cores. It collapses; held out, four runs: pass@1
 0.998-0.999, 1.0-1.4 distinct correct answers in 64.
 """
 
