@@ -106,8 +106,8 @@ def on(platform: str):
 def test_the_kernel_is_lowered_for_gpus():
     """Without one: what Triton refuses is refused here."""
     query, _, ring = random_step(9)
+    arguments = query.reshape(ROWS, KV_HEADS, -1, HEAD_DIM), ring.keys[0], ring.values[0], ring.lengths_B, ring.step
     with on("gpu"):
-        arguments = query.reshape(ROWS, KV_HEADS, -1, HEAD_DIM), ring.keys[0], ring.values[0], ring.lengths_B, ring.step
         text = jax.jit(triton_attend).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("stablehlo.custom_call @__gpu$xla.gpu.triton") == 1
 
