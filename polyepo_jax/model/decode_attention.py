@@ -1,6 +1,7 @@
 """Attention of one token a row to a prompt that rows share, and to the row's own tokens in a `Ring`."""
 
 import functools
+import importlib.util
 from typing import NamedTuple
 
 import jax
@@ -85,10 +86,13 @@ def attend_shared(
 def attends_in_triton(config: ModelConfig) -> bool:
     """Whether a decode step reads the ring with `triton_attend` on the platform of the mesh in use.
 
-    On GPUs, but not in float32, which its products would round to 10 bits.
+    On GPUs, but not in float32, which its products would round to 10 bits; and as long as JAX has Pallas for Triton,
+    which 0.12 announces it will give up.
     """
+    if config.attention == "xla" or mesh_platform() != "gpu" or config.dtype != "bfloat16":
+        return False
     fits = config.head_dim >= 16 and config.head_dim & (config.head_dim - 1) == 0
-    return config.attention != "xla" and mesh_platform() == "gpu" and config.dtype == "bfloat16" and fits
+    return fits and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
 def attend_to_ring(triton: bool, query_BHA: Array, ring: Ring, keys_BKCA: Array, values_BKCA: Array) -> Partial:

@@ -103,6 +103,7 @@ def on(platform: str):
     return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 1, 1), AXES, abstract_device=device))
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_the_kernel_is_lowered_for_gpus():
     """Without one: what Triton refuses is refused here."""
     query, _, ring = random_step(9)
