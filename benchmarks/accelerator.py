@@ -100,10 +100,15 @@ def limits(scale: int) -> dict[str, Any]:
     x, y = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
     product = jax.jit(lambda x, y: jax.lax.fori_loop(0, 10, lambda _, x: x @ y * jnp.bfloat16(size**-0.5), x))
     copied = jax.random.normal(jax.random.key(2), shape, jnp.bfloat16)
-    negate = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, x: -x, x))
+    negate = jax.jit(lambda x: jax.lax.fori_loop(0, 10, lambda _, x: -x, x), donate_argnums=0)
+
+    def copy() -> None:
+        nonlocal copied
+        copied = negate(copied).block_until_ready()
+
     return {
         "matmul_flops": 10 * 2 * size**3 / seconds_of(lambda: product(x, y).block_until_ready()),
-        "copy_bytes": 10 * 2 * copied.nbytes / seconds_of(lambda: negate(copied).block_until_ready()),
+        "copy_bytes": 10 * 2 * copied.nbytes / seconds_of(copy),
     }
 
 
@@ -185,7 +190,7 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
     from polyepo_jax.model import init
     from polyepo_jax.planning.advice import peak_bytes
     from polyepo_jax.planning.estimate import shape_of
-    from polyepo_jax.planning.rollout_estimate import decode_work, ring_bytes
+    from polyepo_jax.planning.rollout_estimate import decode_work, ring_bytes, ring_bytes_read
     from polyepo_jax.sampling import Rollout
     from polyepo_jax.sharding import MeshConfig, make_mesh
     from polyepo_jax.types import Prompts
@@ -210,7 +215,8 @@ def decode(name: str, rows: int, scale: int) -> dict[str, Any]:
     seconds, platform = seconds_of(run, 2), jax.default_backend()
     counted, steps = shape_of(config, (1, 1, 1), platform), config.max_completion_length
     # What must be read: weights, prompts, and of the ring the rows' own tokens, half of it on the average.
-    must = decode_work(config, counted).hbm_bytes - ring_bytes(config, counted) / 2
+    read = decode_work(config, counted).hbm_bytes - ring_bytes_read(config, counted)
+    must = read + ring_bytes(config, counted) / 2
     return {
         "tokens_per_s": rows * steps / seconds,
         "bytes_per_s": must * steps / seconds,

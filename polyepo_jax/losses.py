@@ -21,7 +21,6 @@ from polyepo_jax.types import Array
 # clipping range, and finite.
 MAX_LOG_RATIO = 20.0
 
-
 # Maps the parameters, constants and hidden states [B, C, D] of C positions to logits [B, C, V].
 Logits = Callable[[Any, Any, Array], Array]
 
@@ -37,7 +36,8 @@ def token_logprobs(
 ) -> Array:
     """Logprob of each target, without ever holding logits of more than `chunk_length` positions a row.
 
-    A loop over chunks of positions; the backward pass is one too, and computes a chunk's logits again.
+    A loop over chunks of positions; the backward pass is one too, and computes a chunk's logits again. One chunk that
+    holds all is no loop, and its logits are kept.
 
     Args:
       logits: of the distribution to be scored (temperature and truncation applied); a function of its arguments alone.
@@ -207,7 +207,7 @@ class PolicyLoss:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether `row` reads the initial policy's logprobs."""
+        """Whether `tokens` reads the initial policy's logprobs."""
         return self.beta > 0
 
     def normalizer(self, loss_mask_BT: Array) -> Array:

@@ -101,7 +101,7 @@ class ModelNumerics:
     dtype: of activations, and of the matrix products. param_dtype: of parameters as they are stored and trained.
     remat: what the backward pass recomputes of each layer: nothing, everything but matrix products, everything.
     attention: the kernel of whole sequences: "xla" (any device), "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs);
-      "auto" takes the mesh's platform's.
+      "auto" takes the mesh's platform's. "xla" is also that of every decode step; else GPUs have a kernel for it.
     """
 
     dtype: Dtype = "float32"

@@ -48,7 +48,7 @@ def decode_step(
     Returns:
       hidden_BD in config.dtype; the ring with keys and values of these tokens, its lengths unchanged.
     """
-    triton = attends_in_triton(config)
+    triton = attends_in_triton(config) and isinstance(ring.keys, tuple)
 
     def attend_layer(carry, index, query, keys, values):
         own_keys, own_values = (ring.write(x, index, new[:, 0]) for x, new in zip(carry, (keys, values), strict=True))

@@ -2,7 +2,8 @@
 
 Flax NNX declares and initialises the parameters; outside of this folder a model is its config, a nested dict of
 arrays and the functions `init`, `forward`, `prefill`, `hidden_states` and `unembed`. The layers are stacked along a
-leading axis and scanned, so compile time does not grow with depth.
+leading axis and scanned, so compile time does not grow with depth; to sample on CPUs and GPUs they are
+a tuple.
 """
 
 import functools

@@ -47,6 +47,13 @@ def ring_bytes(config: Config, shape: Shape) -> int:
     return _cached_bytes(config, shape, wave_rows(config, shape.num_shards) / shape.num_shards * ring_capacity(config))
 
 
+def ring_bytes_read(config: Config, shape: Shape) -> float:
+    """Of the ring, for a token in every slot: all of it; by the kernel of GPUs a row's own tokens, half of it on the
+    average."""
+    in_kernel = shape.kernel == "cudnn" and config.sampling.gather_weights
+    return ring_bytes(config, shape) / (2 if in_kernel else 1)
+
+
 def pool_bytes(config: Config, shape: Shape) -> int:
     """Keys and values of prompts, bytes of a device."""
     entries = rollout_schedule(config, shape.num_shards).num_entries
@@ -74,13 +81,10 @@ def rollout_memory(config: Config, shape: Shape) -> Memory:
     rows = wave_rows(config, shape.num_shards)
     schedule = rollout_schedule(config, shape.num_shards)
     size, t = shape.itemsize, shape.tensor
-    # Layers that are not stacked are copies.
-    unstacked = not shape.on_tpu
-    if config.sampling.gather_weights:
-        copied = unstacked or shape.sizes[1] > 1 or model.dtype != model.param_dtype
-        copies = shape.matrix_weights / t * size if copied else 0.0
-    else:
-        copies = 2 * shape.layer_weights / t * size + weights * unstacked
+    # Layers that are not stacked are copies, whatever their dtype.
+    copied = not shape.on_tpu or shape.sizes[1] > 1 or model.dtype != model.param_dtype
+    copied = copied and config.sampling.gather_weights
+    copies = shape.matrix_weights / t * size if copied else 2 * shape.layer_weights / t * size
     # Prefill: the prompts' own cache, before it is put into the pool, and one layer's activations.
     tokens = schedule.batch * config.max_prompt_length
     prefill = (
@@ -116,7 +120,7 @@ def prefill_work(config: Config, shape: Shape) -> Work:
 
 
 def decode_work(config: Config, shape: Shape) -> Work:
-    """Of one token in every slot. Attention reads the prompts of all groups of slots, and the whole ring."""
+    """Of one token in every slot. Attention reads the prompts of all groups of slots, and `ring_bytes_read`."""
     shape = rollout_shape(config, shape)
     model = config.model
     local = wave_rows(config, shape.num_shards) // shape.num_shards
@@ -129,7 +133,7 @@ def decode_work(config: Config, shape: Shape) -> Work:
     if not config.sampling.gather_weights:
         sent += (f - 1) / f * weight_bytes
     prompts = _cached_bytes(config, shape, _num_groups(config, shape) * config.max_prompt_length)
-    return Work(flops, weight_bytes + ring_bytes(config, shape) + prompts, sent)
+    return Work(flops, weight_bytes + ring_bytes_read(config, shape) + prompts, sent)
 
 
 def num_waves(config: Config, shape: Shape) -> int:

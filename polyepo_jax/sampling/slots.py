@@ -117,13 +117,13 @@ def logprob_dtype(config: ModelConfig) -> Any:
     return jnp.promote_types(config.dtype, jnp.float32)
 
 
-def _unstacks() -> bool:
+def _unstacks(spec: GenerationSpec) -> bool:
     """Whether a decode step has all layers one after the other in the program.
 
     XLA's CPU and GPU backends copy a scanned layer's weights out of the stack in every step. On TPUs that is not so,
-    and the compiler's time counts.
+    and the compiler's time counts. Nor is it done where weights are to take no room for a copy.
     """
-    return mesh_platform() != "tpu"
+    return mesh_platform() == "cpu" or (mesh_platform() == "gpu" and spec.gather_weights)
 
 
 def _transposes() -> bool:
@@ -143,7 +143,7 @@ def prepare(spec: GenerationSpec, params: Any) -> Any:
         params = gathered(params, logical_axes(spec.model), spec.model.dtype)
     if _transposes() and spec.model.tie_word_embeddings:
         params = {**params, "lm_head": params["embed_tokens"].T}
-    return unstacked(params) if _unstacks() else params
+    return unstacked(params) if _unstacks(spec) else params
 
 
 def _by_part(function, *arrays: Array) -> Array:
@@ -165,13 +165,13 @@ def _empty(spec: GenerationSpec, rows: int, length: int) -> Any:
     """Keys or values of so many rows."""
     model = spec.model
     shape = (rows, model.num_key_value_heads, length, model.head_dim)
-    if _unstacks():
+    if _unstacks(spec):
         return tuple(_cache(jnp.zeros(shape, model.dtype)) for _ in range(model.num_hidden_layers))
     return constrain(jnp.zeros((model.num_hidden_layers, *shape), model.dtype), None, "batch", "heads", None, None)
 
 
 def _empty_ring(spec: GenerationSpec, rows: int, length: int) -> Any:
-    if _unstacks():
+    if _unstacks(spec):
         return _empty(spec, rows, length)
     model = spec.model
     shape = (model.num_hidden_layers, length, model.num_key_value_heads, rows, model.head_dim)

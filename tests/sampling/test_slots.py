@@ -81,7 +81,7 @@ def test_tokens_do_not_depend_on_the_rings(params, prompts, expected, max_rows, 
 @pytest.mark.parametrize("max_rows", [8, 28])
 def test_stacked_layers_give_the_same_tokens(params, prompts, expected, max_rows, monkeypatch):
     """As accelerators sample: the layers scanned, the output table as it is."""
-    monkeypatch.setattr(slots, "_unstacks", lambda: False)
+    monkeypatch.setattr(slots, "_unstacks", lambda spec: False)
     monkeypatch.setattr(module, "LEAST_RING", (4, 4))
     jax.clear_caches()
     check_equal(generate(SPEC, params, prompts, KEY, max_rows=max_rows), expected)

@@ -153,6 +153,21 @@ def test_skipping_is_refused_with_a_kl_term():
         dataclasses.replace(SPEC, loss=PolicyLoss(beta=0.1), skip_zero_advantage=True)
 
 
+def test_bfloat16_rounds_alike_on_a_mesh():
+    """Parameters in float32, a table that is rounded once for all chunks."""
+    spec, params, batch = case("float32")
+    spec = dataclasses.replace(spec, model=dataclasses.replace(spec.model, dtype="bfloat16"))
+    expected, _ = updated(spec, params, batch)
+    cut = dataclasses.replace(spec, micro_batch_rows=4)
+    actual, _ = updated(cut, params, batch, make_mesh(MeshConfig(2, 2, 1), jax.devices()[:4]))
+
+    def assert_near(actual, expected, before):
+        changes = expected - before
+        np.testing.assert_allclose(actual - before, changes, rtol=0, atol=0.05 * np.abs(changes).max())
+
+    jax.tree.map(assert_near, actual.params, expected.params, jax.device_get(params))
+
+
 def test_nothing_is_sent_for_a_chunk_of_logits():
     """However many there are: the output table's gradient is summed over the devices once a micro-batch."""
     spec, params, batch = case("float32")
