@@ -203,7 +203,8 @@ def test_activations_of_an_update_on_tpu(mesh, remat, micro_batch_size):
     config = tpu_config(mesh, remat, micro_batch_size)
     program = compile_update(config, topology_mesh(parse_topology("v5e:2x2"), mesh))
     memory = update_memory(config, shape_of(config, (mesh.data, mesh.fsdp, mesh.tensor), "tpu"))
-    assert memory.activations == pytest.approx(activations(program.peak_bytes, memory), rel=0.25)
+    compiled = activations(program.peak_bytes, memory)
+    assert 0.75 * compiled < memory.activations < 1.3 * compiled  # more is the safe side
     assert memory.total == pytest.approx(program.peak_bytes, rel=0.15)
 
 
