@@ -1,7 +1,8 @@
 """Sampling with and without a judge: python benchmarks/grading_overlap.py
 
 A rollout of 16 waves, alone and with a serial judge that takes as long for a wave as the devices do (its answers are
-made up after a pause). Prints the ratio of both: 2 if grading waited for sampling, little above 1 + 1/16 if it does not.
+made up after a pause). Prints the ratio of both: 2 if grading waited for sampling, little above 1 + 1/16 if it does
+not.
 """
 
 import dataclasses
