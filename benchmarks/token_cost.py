@@ -46,7 +46,7 @@ LABELS = {
     "rows": "generations at a time",
     "context": "tokens of the prompt",
     "depth": "layers",
-    "capacity": "max_completion_length, lengths of 16 on average",
+    "capacity": "max_completion_length (mean 16)",
 }
 
 
