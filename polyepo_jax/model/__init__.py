@@ -18,11 +18,11 @@ from polyepo_jax.model.decoding import unstacked as unstacked
 from polyepo_jax.model.hf import copy_companions as copy_companions
 from polyepo_jax.model.hf import load_hf as load_hf
 from polyepo_jax.model.hf import save_hf as save_hf
+from polyepo_jax.model.logits import output_params as output_params
+from polyepo_jax.model.logits import rounded_output as rounded_output
+from polyepo_jax.model.logits import unembed as unembed
 from polyepo_jax.model.transformer import forward as forward
 from polyepo_jax.model.transformer import hidden_states as hidden_states
 from polyepo_jax.model.transformer import init as init
 from polyepo_jax.model.transformer import logical_axes as logical_axes
-from polyepo_jax.model.transformer import output_params as output_params
 from polyepo_jax.model.transformer import prefill as prefill
-from polyepo_jax.model.transformer import rounded_output as rounded_output
-from polyepo_jax.model.transformer import unembed as unembed
