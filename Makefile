@@ -85,10 +85,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --explicit-package-bases $(TYPED)
 
-# glibc gives memory back to the system at every step and takes it again at the next: page faults were 40 % of the
-# CPU time. These settings keep it; elsewhere they are ignored.
-MALLOC := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TOP_PAD_=1073741824 MALLOC_TRIM_THRESHOLD_=8589934592
-RUN := $(MALLOC) $(PY) -m
+RUN := $(PY) -m
 RECIPES := configs/polynomial
 
 # Each command resumes where it stopped and does nothing when it is done.

@@ -33,7 +33,7 @@ from polyepo_jax.runs.preparation import admitted, load_params
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
 from polyepo_jax.shared_by_commands.benchmark_config import benchmark_config
-from polyepo_jax.shared_by_commands.start import PROCESS_FLAGS, keep_compilations, take
+from polyepo_jax.shared_by_commands.start import PROCESS_FLAGS, keep_compilations, keep_memory, take
 from polyepo_jax.tasks import Problem
 from polyepo_jax.training import data
 from polyepo_jax.types import Array
@@ -143,6 +143,7 @@ def main(arguments: Sequence[str]) -> None:
     places = {flag: take(rest, flag) for flag in PROCESS_FLAGS}
     options = parse_command_line(Arguments, rest, "python -m polyepo_jax.evaluate")
     keep_compilations()
+    keep_memory()
     peers.start(places)
     with collectives.agreed():
         job = _job(options)

@@ -12,6 +12,7 @@ from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import ModelConfig, init
 from polyepo_jax.sampling import GenerationSpec, Rollout, generate
 from polyepo_jax.sharding import MeshConfig, make_mesh
+from polyepo_jax.shared_by_commands.start import keep_memory
 from polyepo_jax.training.batch import flatten
 from polyepo_jax.training.update import OptimizerConfig, UpdateSpec, init_state, train_step
 from polyepo_jax.types import Prompts, Rollouts
@@ -93,5 +94,6 @@ def update(case: Case) -> None:
 
 
 if __name__ == "__main__":
+    keep_memory()  # as the commands do
     case = case_of(sys.argv[1])
     {"rollout": rollout, "update": update}[case.kind](case)

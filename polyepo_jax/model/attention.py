@@ -4,7 +4,6 @@
 of the platform: none of them holds the [T, T] scores of a long sequence.
 """
 
-import functools
 from typing import Literal
 
 import chex
@@ -15,8 +14,8 @@ from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.sharding import activation_spec, mesh_platform
 from polyepo_jax.types import Array
 
-# Queries whose scores the XLA kernel holds at a time.
-_XLA_BLOCK = 1024
+# Tokens of a row whose scores the XLA kernel keeps for the backward pass, and queries whose scores it holds at a time.
+KEPT_LENGTH = 1024
 # Tile of the splash kernel; the hardware's lanes are 128 wide, and lengths and head sizes are padded to that.
 _SPLASH_BLOCK, _LANES = 512, 128
 
@@ -81,25 +80,100 @@ def self_attend(kernel: str, query_BTHA: Array, keys_BTKA: Array, values_BTKA: A
     return _blocked(query_BTHA, keys_BTKA, values_BTKA, segments_BT)
 
 
+@jax.custom_vjp
 def _blocked(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array) -> Array:
-    """`attend` for blocks of queries, each with the keys up to its end; a block's scores are computed again in the
-    backward pass."""
-    length = query_BTHA.shape[1]
+    """`attend` for blocks of queries, each with the keys up to its end.
 
-    def block(start: int, stop: int, query, keys, values, segments):
-        causal_tc = jnp.tri(stop - start, stop, k=start, dtype=bool)
-        seen_Btc = (segments[:, start:stop, None] == segments[:, None, :stop]) & (segments[:, None, :stop] != 0)
-        return attend(query[:, start:stop], keys[:, :stop], values[:, :stop], seen_Btc & causal_tc[None])
+    The gradient is its own (Dao et al. 2022, appendix B.2): it passes half as often over the scores as that of the
+    softmax, which on a CPU is most of what attention costs. Rows of more than KEPT_LENGTH tokens compute them again.
+    """
+    return _blocked_forward(query_BTHA, keys_BTKA, values_BTKA, segments_BT)[0]
 
-    if length <= _XLA_BLOCK:
-        return block(0, length, query_BTHA, keys_BTKA, values_BTKA, segments_BT)
-    blocks = [
-        jax.checkpoint(functools.partial(block, start, min(start + _XLA_BLOCK, length)))(
-            query_BTHA, keys_BTKA, values_BTKA, segments_BT
+
+def query_blocks(length: int) -> list[tuple[int, int]]:
+    """Where the XLA kernel's blocks of queries begin and end.
+
+    Up to eight, as long as each then has 64 to 1,024 queries: more save little, and take longer to compile.
+    """
+    size = min(max(-(-length // (8 * 64)) * 64, 64), KEPT_LENGTH)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _grouped(x_BTHA: Array, num_kv_heads: int) -> Array:
+    """[B, T, H, A] -> [B, K, G, T, A], with the query heads of a key/value head beside each other."""
+    B, T, H, A = x_BTHA.shape
+    return x_BTHA.reshape(B, T, num_kv_heads, H // num_kv_heads, A).transpose(0, 2, 3, 1, 4)
+
+
+def _ungrouped(blocks_BKGtA: list[Array]) -> Array:
+    """Blocks along T of what `_grouped` returns, back to [B, T, H, A]."""
+    x = jnp.concatenate(blocks_BKGtA, axis=3)
+    B, K, G, T, A = x.shape
+    return x.transpose(0, 3, 1, 2, 4).reshape(B, T, K * G, A)
+
+
+def _exponentials(query_BKQA: Array, keys_BCKA: Array, segments_BT: Array, start: int, stop: int):
+    """Of the queries `start` to `stop`, scaled and grouped as Q = G * t: exp(score - largest score) in their dtype, 0
+    where they may not look, and the sums [B, K, Q, 1], in float32 at least. All are 1 of a query that may look nowhere.
+    """
+    B, K, Q, _ = query_BKQA.shape
+    float_dtype = jnp.promote_types(query_BKQA.dtype, jnp.float32)
+    seen_Btc = (segments_BT[:, start:stop, None] == segments_BT[:, None, :stop]) & (segments_BT[:, None, :stop] != 0)
+    seen_Btc = seen_Btc & jnp.tri(stop - start, stop, k=start, dtype=bool)[None]
+    scores = jnp.einsum("BKQA,BCKA->BKQC", query_BKQA, keys_BCKA[:, :stop], preferred_element_type=float_dtype)
+    scores = scores.reshape(B, K, -1, stop - start, stop)
+    # A finite value: with -inf a row that is masked throughout would be 0 / 0.
+    scores = jnp.where(seen_Btc[:, None, None], scores, jnp.finfo(float_dtype).min)
+    exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)).reshape(B, K, Q, stop)
+    return exponentials.astype(query_BKQA.dtype), jnp.sum(exponentials, axis=-1, keepdims=True)
+
+
+def _blocked_forward(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array):
+    length, K = keys_BTKA.shape[1:3]
+    query_BKGTA = _grouped(query_BTHA * query_BTHA.shape[-1] ** -0.5, K)
+    attended, kept = [], []
+    for start, stop in query_blocks(length):
+        query = query_BKGTA[:, :, :, start:stop]
+        query_BKQA = query.reshape(*query.shape[:2], -1, query.shape[-1])
+        weights_BKQC, sums_BKQ1 = _exponentials(query_BKQA, keys_BTKA, segments_BT, start, stop)
+        products_BKQA = jnp.einsum(
+            "BKQC,BCKA->BKQA", weights_BKQC, values_BTKA[:, :stop], preferred_element_type=sums_BKQ1.dtype
         )
-        for start in range(0, length, _XLA_BLOCK)
-    ]
-    return jnp.concatenate(blocks, axis=1)
+        # Divided last: there are fewer components than keys.
+        attended.append((products_BKQA / sums_BKQ1).astype(query.dtype).reshape(query.shape))
+        kept.append((weights_BKQC, sums_BKQ1) if length <= KEPT_LENGTH else None)
+    return _ungrouped(attended), (query_BKGTA, keys_BTKA, values_BTKA, segments_BT, attended, kept)
+
+
+def _blocked_backward(residuals, gradient_BTHA: Array):
+    query_BKGTA, keys_BTKA, values_BTKA, segments_BT, attended, kept = residuals
+    length, K = keys_BTKA.shape[1:3]
+    gradient_BKGTA = _grouped(gradient_BTHA, K)
+    by_query, by_keys, by_values = [], None, None
+    # The last block first: it sees all keys, and what the others add is added in place.
+    for index, (start, stop) in reversed(list(enumerate(query_blocks(length)))):
+        query, gradient = query_BKGTA[:, :, :, start:stop], gradient_BKGTA[:, :, :, start:stop]
+        query_BKQA, gradient_BKQA, attended_BKQA = (
+            x.reshape(*query.shape[:2], -1, query.shape[-1]) for x in (query, gradient, attended[index])
+        )
+        weights_BKQC, sums_BKQ1 = kept[index] or _exponentials(query_BKQA, keys_BTKA, segments_BT, start, stop)
+        gradient_BKQA = gradient_BKQA / sums_BKQ1
+        mean_BKQ1 = jnp.sum(gradient_BKQA * attended_BKQA, axis=-1, keepdims=True)
+        gradient_BKQA = gradient_BKQA.astype(query.dtype)
+        by_weights_BKQC = jnp.einsum(
+            "BKQA,BCKA->BKQC", gradient_BKQA, values_BTKA[:, :stop], preferred_element_type=sums_BKQ1.dtype
+        )
+        by_scores_BKQC = (weights_BKQC * (by_weights_BKQC - mean_BKQ1)).astype(query.dtype)
+        by_query.append(jnp.einsum("BKQC,BCKA->BKQA", by_scores_BKQC, keys_BTKA[:, :stop]).reshape(query.shape))
+        # Components before keys: XLA's CPU backend is twice as fast for it.
+        by_keys_here = jnp.einsum("BKQA,BKQC->BKAC", query_BKQA, by_scores_BKQC).transpose(0, 3, 1, 2)
+        by_values_here = jnp.einsum("BKQA,BKQC->BKAC", gradient_BKQA, weights_BKQC).transpose(0, 3, 1, 2)
+        by_keys = by_keys_here if by_keys is None else by_keys.at[:, :stop].add(by_keys_here)
+        by_values = by_values_here if by_values is None else by_values.at[:, :stop].add(by_values_here)
+    return _ungrouped(by_query[::-1]) * query_BKGTA.shape[-1] ** -0.5, by_keys, by_values, None
+
+
+_blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def cudnn_attend(

@@ -17,6 +17,7 @@ from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params, update_rows
 from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.model import ModelConfig, logical_axes
+from polyepo_jax.model.attention import KEPT_LENGTH, query_blocks
 from polyepo_jax.planning.hardware import Chip
 from polyepo_jax.sharding import AXES, param_shardings
 from polyepo_jax.training.packing import folding
@@ -25,14 +26,16 @@ from polyepo_jax.training.update import UpdateSpec, init_state, state_shardings
 # A TPU's vectors: heads of 64 take as much memory as heads of 128.
 _TPU_LANES = 128
 
-# Queries whose scores `model.attention` holds at a time.
-_XLA_BLOCK = 1024
-
 # Of a position of an update whose rows are packed: where it comes from, and what `training.packing.Packed` says of it.
 _PACKED_BYTES = 4 + 4 + 4 + 4 + 1 + 4 + 4 + 4
 
 # One pass over the data-center network that joins TPU slices, bytes/s of a chip: 100 Gbit/s for a host of four.
 SLICE_BANDWIDTH = 100e9 / 8 / 4
+
+
+def num_scores(length: int) -> int:
+    """Of a row and head in the XLA kernel: those above the diagonal count where they are in a block that is not."""
+    return sum((stop - start) * stop for start, stop in query_blocks(length))
 
 
 def shard_bytes(tree: Any, shardings: Any) -> int:
@@ -150,8 +153,7 @@ class Shape:
         full = 4 * self.model.num_attention_heads * self.model.head_dim * length**2
         if self.kernel != "xla":
             return full / 2  # blocks above the diagonal are skipped
-        num_blocks = -(-length // _XLA_BLOCK)
-        return full * (num_blocks + 1) / (2 * num_blocks)
+        return full * num_scores(length) / length**2
 
     def forward_flops(self, length: int) -> float:
         """Of one row through all layers, without the output projection."""
@@ -277,7 +279,7 @@ def _kept_by_layer(shape: Shape, rows: float, length: int) -> float:
     if model.remat == "none":
         kept += tokens * (4 * D + 3 * F + (H + K) * A) / t
         if shape.kernel == "xla":
-            kept += 2 * H * rows * min(length, _XLA_BLOCK) * length / t
+            kept += H * rows * (num_scores(length) if length <= KEPT_LENGTH else 0) / t
     return kept * shape.itemsize
 
 
@@ -294,7 +296,7 @@ def _differentiated_layer(shape: Shape, rows: float, length: int) -> float:
     if shape.kernel == "splash":
         layer += 4 * tokens * H * shape.lanes / t  # each query's normaliser, on all lanes
     if shape.kernel == "xla":
-        layer += 3 * 4 * H * rows * min(length, _XLA_BLOCK) * length / t
+        layer += 3 * 4 * H * rows * max(stop - start for start, stop in query_blocks(length)) * length / t
     return layer
 
 

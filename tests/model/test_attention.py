@@ -78,10 +78,17 @@ def assert_equals_reference(function, inputs, mask_BT, atol: float):
 # --- kernels ---
 
 
-# Below, at and above the block, multiples of it and others.
+def test_blocks_whose_scores_are_kept_equal_the_reference_in_float64():
+    assert len(module.query_blocks(150)) == 3
+    with jax.enable_x64(True):
+        inputs = random_inputs(150, 4, 2, 6, "float64")
+        assert_equals_reference(functools.partial(self_attend, "xla"), inputs, rows_of_all_kinds(150), 1e-12)
+
+
+# Below, at and above the block, multiples of it and others; above it, scores are computed again.
 @pytest.mark.parametrize("length", [1, 8, 9, 29])
 def test_blocked_equals_the_reference_in_float64(monkeypatch, length):
-    monkeypatch.setattr(module, "_XLA_BLOCK", 8)
+    monkeypatch.setattr(module, "KEPT_LENGTH", 8)
     with jax.enable_x64(True):
         inputs = random_inputs(length, 4, 2, 6, "float64")
         assert_equals_reference(functools.partial(self_attend, "xla"), inputs, rows_of_all_kinds(length), 1e-12)
@@ -89,20 +96,20 @@ def test_blocked_equals_the_reference_in_float64(monkeypatch, length):
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (6, 2)])
 def test_blocked_equals_the_reference_in_float32(monkeypatch, heads, kv_heads):
-    monkeypatch.setattr(module, "_XLA_BLOCK", 16)
+    monkeypatch.setattr(module, "KEPT_LENGTH", 16)
     inputs = random_inputs(24, heads, kv_heads, 10)
     assert_equals_reference(functools.partial(self_attend, "xla"), inputs, rows_of_all_kinds(24), 2e-5)
 
 
 def test_blocked_holds_no_square_of_scores():
-    length = 4 * module._XLA_BLOCK
+    length = 4 * module.KEPT_LENGTH  # in eight blocks
     shape = jax.ShapeDtypeStruct((1, length, 1, 2), jnp.float32)
     mask = jax.ShapeDtypeStruct((1, length), bool)
 
     gradient = jax.grad(lambda q, k, v, m: self_attend("xla", q, k, v, m).sum(), argnums=(0, 1, 2))
     program = str(jax.make_jaxpr(gradient)(shape, shape, shape, mask))
     sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\w\[([\d,]+)\]", program)]
-    assert max(sizes) == module._XLA_BLOCK * length
+    assert max(sizes) == length / 8 * length
 
 
 # Shorter than the kernel's lanes, and over three of its blocks; heads narrower than the lanes, and as wide.
