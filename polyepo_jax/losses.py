@@ -37,7 +37,7 @@ def token_logprobs(
     """Logprob of each target, without ever holding logits of more than `chunk_length` positions a row.
 
     A loop over chunks of positions; the backward pass is one too, and computes a chunk's logits again. One chunk that
-    holds all is no loop, and its logits are kept.
+    holds all, where all are wanted, is no loop, and its logits are kept.
 
     Args:
       logits: of the distribution to be scored (temperature and truncation applied); a function of its arguments alone.
@@ -46,7 +46,7 @@ def token_logprobs(
       targets_BT: int[B, T].
       chunk_length: C.
       num_wanted: positions that count, of every row the first; chunks behind them are left out. It is the same on all
-        devices.
+        devices. None for all.
       constants: what it has no gradient by.
 
     Returns:
@@ -54,8 +54,10 @@ def token_logprobs(
     """
     chex.assert_rank([hidden_BTD, targets_BT], [3, 2])
     length = targets_BT.shape[1]
-    if chunk_length >= length:
+    if num_wanted is None and chunk_length >= length:
         return _target_logprobs(logits, params, constants, hidden_BTD, targets_BT)
+    # Two chunks at least: a single one does not depend on the loop, and XLA would compute it whether wanted or not.
+    chunk_length = min(chunk_length, -(-length // 2))
     padding = ((0, 0), (0, -length % chunk_length))
     inputs = jnp.pad(hidden_BTD, (*padding, (0, 0))), jnp.pad(targets_BT, padding)
     num_wanted = jnp.asarray(length if num_wanted is None else num_wanted, jnp.int32)

@@ -30,10 +30,10 @@ def array_shapes(jaxpr):
 
 
 @pytest.mark.parametrize("chunk_length", [1, 4, 5, 100])
-@pytest.mark.parametrize("num_wanted", [10, 6])
+@pytest.mark.parametrize("num_wanted", [None, 10, 6, 0])
 def test_token_logprobs_and_their_gradient_equal_the_unchunked_ones(chunk_length, num_wanted):
     rng = np.random.default_rng(0)
-    wanted = jnp.broadcast_to(jnp.arange(10) < num_wanted, (2, 10))
+    wanted = jnp.broadcast_to(jnp.arange(10) < (10 if num_wanted is None else num_wanted), (2, 10))
     hidden, table = rng.normal(size=(2, 10, 6)).astype(np.float32), rng.normal(size=(6, 9)).astype(np.float32)
     targets = rng.integers(0, 9, (2, 10))
     weights = rng.normal(size=(2, 10)).astype(np.float32)

@@ -190,15 +190,20 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
         if fold == 0:
             logprobs_RT = token_logprobs(logits, output, hidden_RTD, targets_RT, chunk_length, constants=rounded)
         else:
-            # What is trained first, in chunks of what a bin of full rows trains: short ones may need another.
+            # What is trained first: as much as a bin of full rows trains, then what one of short rows may have beyond.
             usual = packed.tokens_RT.shape[1] - fold * spec.prompt_length
             order_RT = jnp.argsort(~trained_RT, axis=1, stable=True)
             back_RT = jnp.argsort(order_RT, axis=1)
             hidden_RTD = permuted(hidden_RTD, order_RT, back_RT)
             targets_RT = jnp.take_along_axis(targets_RT, order_RT, axis=1)
-            logprobs_RT = token_logprobs(
-                logits, output, hidden_RTD, targets_RT, min(chunk_length, usual), num_trained, rounded
-            )
+            chunk_length, first_length = min(chunk_length, usual), usual if usual <= chunk_length else 0
+            cuts = (0, first_length, None), (first_length, targets_RT.shape[1], num_trained - first_length)
+            parts = [
+                token_logprobs(logits, output, hidden_RTD[:, a:b], targets_RT[:, a:b], chunk_length, wanted, rounded)
+                for a, b, wanted in cuts
+                if a < b
+            ]
+            logprobs_RT = jnp.concatenate(parts, axis=1)
             logprobs_RT = jnp.take_along_axis(logprobs_RT, back_RT, axis=1)
         return jnp.where(trained_RT, logprobs_RT, 0)
 
