@@ -113,15 +113,21 @@ def _ungrouped(blocks_BKGtA: list[Array]) -> Array:
 
 
 def _exponentials(query_BKQA: Array, keys_BCKA: Array, segments_BT: Array, start: int, stop: int):
-    """Of the queries `start` to `stop`, scaled and grouped as Q = G * t: exp(score - largest score) in their dtype, 0
-    where they may not look, and the sums [B, K, Q, 1], in float32 at least. All are 1 of a query that may look nowhere.
+    """exp(score - largest score) of the queries `start` to `stop`, and its sums.
+
+    Args:
+      query_BKQA: unscaled, grouped as Q = G * t.
+
+    Returns:
+      [B, K, Q, stop] in the queries' dtype, 0 where a query may not look, 1 throughout where it may look nowhere; and
+      [B, K, Q, 1], in float32 at least.
     """
     B, K, Q, _ = query_BKQA.shape
     float_dtype = jnp.promote_types(query_BKQA.dtype, jnp.float32)
     seen_Btc = (segments_BT[:, start:stop, None] == segments_BT[:, None, :stop]) & (segments_BT[:, None, :stop] != 0)
     seen_Btc = seen_Btc & jnp.tri(stop - start, stop, k=start, dtype=bool)[None]
     scores = jnp.einsum("BKQA,BCKA->BKQC", query_BKQA, keys_BCKA[:, :stop], preferred_element_type=float_dtype)
-    scores = scores.reshape(B, K, -1, stop - start, stop)
+    scores = scores.reshape(B, K, -1, stop - start, stop) * query_BKQA.shape[-1] ** -0.5
     # A finite value: with -inf a row that is masked throughout would be 0 / 0.
     scores = jnp.where(seen_Btc[:, None, None], scores, jnp.finfo(float_dtype).min)
     exponentials = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True)).reshape(B, K, Q, stop)
@@ -130,7 +136,7 @@ def _exponentials(query_BKQA: Array, keys_BCKA: Array, segments_BT: Array, start
 
 def _blocked_forward(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array):
     length, K = keys_BTKA.shape[1:3]
-    query_BKGTA = _grouped(query_BTHA * query_BTHA.shape[-1] ** -0.5, K)
+    query_BKGTA = _grouped(query_BTHA, K)
     attended, kept = [], []
     for start, stop in query_blocks(length):
         query = query_BKGTA[:, :, :, start:stop]
@@ -163,14 +169,15 @@ def _blocked_backward(residuals, gradient_BTHA: Array):
         by_weights_BKQC = jnp.einsum(
             "BKQA,BCKA->BKQC", gradient_BKQA, values_BTKA[:, :stop], preferred_element_type=sums_BKQ1.dtype
         )
-        by_scores_BKQC = (weights_BKQC * (by_weights_BKQC - mean_BKQ1)).astype(query.dtype)
+        by_scores_BKQC = weights_BKQC * (by_weights_BKQC - mean_BKQ1) * query.shape[-1] ** -0.5
+        by_scores_BKQC = by_scores_BKQC.astype(query.dtype)
         by_query.append(jnp.einsum("BKQC,BCKA->BKQA", by_scores_BKQC, keys_BTKA[:, :stop]).reshape(query.shape))
         # Components before keys: XLA's CPU backend is twice as fast for it.
         by_keys_here = jnp.einsum("BKQA,BKQC->BKAC", query_BKQA, by_scores_BKQC).transpose(0, 3, 1, 2)
         by_values_here = jnp.einsum("BKQA,BKQC->BKAC", gradient_BKQA, weights_BKQC).transpose(0, 3, 1, 2)
         by_keys = by_keys_here if by_keys is None else by_keys.at[:, :stop].add(by_keys_here)
         by_values = by_values_here if by_values is None else by_values.at[:, :stop].add(by_values_here)
-    return _ungrouped(by_query[::-1]) * query_BKGTA.shape[-1] ** -0.5, by_keys, by_values, None
+    return _ungrouped(by_query[::-1]), by_keys, by_values, None
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)

@@ -117,7 +117,7 @@ def test_loss_is_the_formula_on_a_full_forward(params, loss, sampling):
 def test_value_and_gradient_do_not_depend_on_micro_batches(loss):
     # In float64 the only differences are of summation order.
     with jax.enable_x64(True):
-        model = dataclasses.replace(MODEL, dtype="float64", param_dtype="float64")
+        model = dataclasses.replace(MODEL, dtype="float64", param_dtype="float64", num_hidden_layers=1)
         params = jax.jit(init, static_argnums=0)(model, jax.random.key(0))
         batch = make_batch(np.float64)
         spec = dataclasses.replace(SPEC, model=model, loss=loss)
