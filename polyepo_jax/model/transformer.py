@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from polyepo_jax.model.attention import attend, kernel_of, self_attend
+from polyepo_jax.model.attention import KEPT_LENGTH, attend, kernel_of, self_attend
 from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.model.logits import Params as Params
@@ -30,7 +30,8 @@ Mix = Callable[[Array, Array, Array], Array]
 
 # Layers of models this shallow are unrolled: a scan copies what the backward pass needs, and the gradients, into
 # stacked arrays. On CPUs, whose compiler is quick, that is worth more of its time: an update of 8 layers then takes
-# 12 % less, one of 30 (hidden size 576) 15 %, with 17 s of compilation in place of 9.
+# 12 % less, one of 30 (hidden size 576) 15 %, with 17 s of compilation in place of 9. But rows so long that scores are
+# to be computed again are scanned: XLA would find those of the forward pass, and keep them.
 _MAX_UNROLLED_LAYERS, _MAX_UNROLLED_LAYERS_ON_CPU = 4, 32
 
 _REMAT_POLICIES = {
@@ -250,7 +251,8 @@ def run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions_
             kept.append(kept_of_layer)
     else:
         indices = jnp.arange(config.num_hidden_layers)
-        most = _MAX_UNROLLED_LAYERS_ON_CPU if mesh_platform() == "cpu" else _MAX_UNROLLED_LAYERS
+        on_cpu = mesh_platform() == "cpu" and tokens_BT.shape[1] <= KEPT_LENGTH
+        most = _MAX_UNROLLED_LAYERS_ON_CPU if on_cpu else _MAX_UNROLLED_LAYERS
         unroll = config.num_hidden_layers <= most
         (x_BTD, carry), kept = jax.lax.scan(apply_layer, (x_BTD, carry), (indices, params["layers"]), unroll=unroll)
     # Whole sequences again: what follows cuts the vocabulary.
