@@ -56,7 +56,7 @@ def token_logprobs(
     length = targets_BT.shape[1]
     if num_wanted is None and chunk_length >= length:
         return _target_logprobs(logits, params, constants, hidden_BTD, targets_BT)
-    # Two chunks at least: a single one does not depend on the loop, and XLA would compute it whether wanted or not.
+    # Two chunks, of more than one position: a single one does not depend on the loop, and XLA would always compute it.
     chunk_length = min(chunk_length, -(-length // 2))
     padding = ((0, 0), (0, -length % chunk_length))
     inputs = jnp.pad(hidden_BTD, (*padding, (0, 0))), jnp.pad(targets_BT, padding)

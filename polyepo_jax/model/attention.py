@@ -1,10 +1,11 @@
 """Grouped-query attention, as functions of arrays.
 
 `attend` is the reference: any mask, any length. `self_attend` is causal attention of whole sequences, in the kernel
-of the platform: none of them holds the [T, T] scores of a long sequence.
+of the platform: none of them asks for all [T, T] scores of a long sequence at a time (how many blocks of them XLA's own
+kernel holds is up to XLA, on CPUs nearly all).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
@@ -65,7 +66,7 @@ def knows_segments(kernel: str) -> bool:
 
 
 def self_attend(kernel: str, query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_BT: Array) -> Array:
-    """Causal attention among the tokens of each text; of no meaning on padding.
+    """Causal attention among the tokens of each text; of no meaning on padding, where its gradient is to be 0.
 
     Args:
       kernel: "xla", "cudnn" or "splash".
@@ -85,7 +86,8 @@ def _blocked(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_B
     """`attend` for blocks of queries, each with the keys up to its end.
 
     The gradient is its own (Dao et al. 2022, appendix B.2): it passes half as often over the scores as that of the
-    softmax, which on a CPU is most of what attention costs. Rows of more than KEPT_LENGTH tokens compute them again.
+    softmax, which on a CPU is most of what attention costs. Rows of more than KEPT_LENGTH tokens compute them again,
+    unless XLA merges that with the forward pass, as it does where both are in one loop body.
     """
     return _blocked_forward(query_BTHA, keys_BTKA, values_BTKA, segments_BT)[0]
 
@@ -93,7 +95,7 @@ def _blocked(query_BTHA: Array, keys_BTKA: Array, values_BTKA: Array, segments_B
 def query_blocks(length: int) -> list[tuple[int, int]]:
     """Where the XLA kernel's blocks of queries begin and end.
 
-    Up to eight, as long as each then has 64 to 1,024 queries: more save little, and take longer to compile.
+    Up to eight, as long as each then has 64 to KEPT_LENGTH queries: more save little, and take longer to compile.
     """
     size = min(max(-(-length // (8 * 64)) * 64, 64), KEPT_LENGTH)
     return [(start, min(start + size, length)) for start in range(0, length, size)]
@@ -155,7 +157,9 @@ def _blocked_backward(residuals, gradient_BTHA: Array):
     query_BKGTA, keys_BTKA, values_BTKA, segments_BT, attended, kept = residuals
     length, K = keys_BTKA.shape[1:3]
     gradient_BKGTA = _grouped(gradient_BTHA, K)
-    by_query, by_keys, by_values = [], None, None
+    by_query: list[Array] = []
+    by_keys: Any = None
+    by_values: Any = None
     # The last block first: it sees all keys, and what the others add is added in place.
     for index, (start, stop) in reversed(list(enumerate(query_blocks(length)))):
         query, gradient = query_BKGTA[:, :, :, start:stop], gradient_BKGTA[:, :, :, start:stop]
@@ -163,9 +167,8 @@ def _blocked_backward(residuals, gradient_BTHA: Array):
             x.reshape(*query.shape[:2], -1, query.shape[-1]) for x in (query, gradient, attended[index])
         )
         weights_BKQC, sums_BKQ1 = kept[index] or _exponentials(query_BKQA, keys_BTKA, segments_BT, start, stop)
-        gradient_BKQA = gradient_BKQA / sums_BKQ1
-        mean_BKQ1 = jnp.sum(gradient_BKQA * attended_BKQA, axis=-1, keepdims=True)
-        gradient_BKQA = gradient_BKQA.astype(query.dtype)
+        gradient_BKQA = (gradient_BKQA / sums_BKQ1).astype(query.dtype)
+        mean_BKQ1 = jnp.sum(gradient_BKQA.astype(sums_BKQ1.dtype) * attended_BKQA, axis=-1, keepdims=True)
         by_weights_BKQC = jnp.einsum(
             "BKQA,BCKA->BKQC", gradient_BKQA, values_BTKA[:, :stop], preferred_element_type=sums_BKQ1.dtype
         )
@@ -173,11 +176,14 @@ def _blocked_backward(residuals, gradient_BTHA: Array):
         by_scores_BKQC = by_scores_BKQC.astype(query.dtype)
         by_query.append(jnp.einsum("BKQC,BCKA->BKQA", by_scores_BKQC, keys_BTKA[:, :stop]).reshape(query.shape))
         # Components before keys: XLA's CPU backend is twice as fast for it.
-        by_keys_here = jnp.einsum("BKQA,BKQC->BKAC", query_BKQA, by_scores_BKQC).transpose(0, 3, 1, 2)
-        by_values_here = jnp.einsum("BKQA,BKQC->BKAC", gradient_BKQA, weights_BKQC).transpose(0, 3, 1, 2)
+        by_keys_here, by_values_here = (
+            jnp.einsum("BKQA,BKQC->BKAC", x, y, preferred_element_type=sums_BKQ1.dtype).transpose(0, 3, 1, 2)
+            for x, y in ((query_BKQA, by_scores_BKQC), (gradient_BKQA, weights_BKQC))
+        )
         by_keys = by_keys_here if by_keys is None else by_keys.at[:, :stop].add(by_keys_here)
         by_values = by_values_here if by_values is None else by_values.at[:, :stop].add(by_values_here)
-    return _ungrouped(by_query[::-1]), by_keys, by_values, None
+    dtype = query_BKGTA.dtype
+    return _ungrouped(by_query[::-1]), by_keys.astype(dtype), by_values.astype(dtype), None
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)

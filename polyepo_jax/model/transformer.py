@@ -30,8 +30,8 @@ Mix = Callable[[Array, Array, Array], Array]
 
 # Layers of models this shallow are unrolled: a scan copies what the backward pass needs, and the gradients, into
 # stacked arrays. On CPUs, whose compiler is quick, that is worth more of its time: an update of 8 layers then takes
-# 12 % less, one of 30 (hidden size 576) 15 %, with 17 s of compilation in place of 9. But rows so long that scores are
-# to be computed again are scanned: XLA would find those of the forward pass, and keep them.
+# 12 % less, one of 30 (hidden size 576) 15 %, with 17 s of compilation in place of 9. But what is to be computed again
+# (`remat`, scores of rows beyond KEPT_LENGTH) is scanned: XLA would find that of the forward pass, and keep it.
 _MAX_UNROLLED_LAYERS, _MAX_UNROLLED_LAYERS_ON_CPU = 4, 32
 
 _REMAT_POLICIES = {
@@ -251,9 +251,9 @@ def run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions_
             kept.append(kept_of_layer)
     else:
         indices = jnp.arange(config.num_hidden_layers)
-        on_cpu = mesh_platform() == "cpu" and tokens_BT.shape[1] <= KEPT_LENGTH
-        most = _MAX_UNROLLED_LAYERS_ON_CPU if on_cpu else _MAX_UNROLLED_LAYERS
-        unroll = config.num_hidden_layers <= most
+        most = _MAX_UNROLLED_LAYERS_ON_CPU if mesh_platform() == "cpu" else _MAX_UNROLLED_LAYERS
+        keeps_all = config.remat == "none" and tokens_BT.shape[1] <= KEPT_LENGTH
+        unroll = keeps_all and config.num_hidden_layers <= most
         (x_BTD, carry), kept = jax.lax.scan(apply_layer, (x_BTD, carry), (indices, params["layers"]), unroll=unroll)
     # Whole sequences again: what follows cuts the vocabulary.
     return constrain(outer.norm(x_BTD), "batch", None, None), carry, kept

@@ -34,7 +34,7 @@ SLICE_BANDWIDTH = 100e9 / 8 / 4
 
 
 def num_scores(length: int) -> int:
-    """Of a row and head in the XLA kernel: those above the diagonal count where they are in a block that is not."""
+    """Scores of a row and head that the XLA kernel computes, those of its blocks that are masked included."""
     return sum((stop - start) * stop for start, stop in query_blocks(length))
 
 
@@ -297,6 +297,8 @@ def _differentiated_layer(shape: Shape, rows: float, length: int) -> float:
         layer += 4 * tokens * H * shape.lanes / t  # each query's normaliser, on all lanes
     if shape.kernel == "xla":
         layer += 3 * 4 * H * rows * max(stop - start for start, stop in query_blocks(length)) * length / t
+        if model.remat != "none" and length <= KEPT_LENGTH:
+            layer += H * rows * num_scores(length) / t * shape.itemsize  # kept from when the layer is computed again
     return layer
 
 
@@ -312,8 +314,8 @@ def update_work(config: Config, shape: Shape) -> Work:
     layers, attention = 2 * length * shape.layer_weights, shape.attention_flops(fold * length) / fold
     down = 2 * length * model.hidden_size * model.intermediate_size
     output = 2 * config.max_completion_length * shape.output_weights
-    # Chunk by chunk, logits are computed again.
-    output_products = 3 + (chunk_length(config, shape) < _most_scored(config, shape))
+    # Chunk by chunk, logits are computed again; where one holds what a full row trains, they are kept.
+    output_products = 3 + (chunk_length(config, shape) < fold * config.max_completion_length)
     # A backward pass is two products for each of the forward's; attention kernels compute scores again, twice.
     backward_attention = 2 * attention if shape.kernel == "xla" else 3.5 * attention
     again = {"none": 0.0, "dots": attention, "full": layers - down + attention}[model.remat]

@@ -115,7 +115,8 @@ def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
     shape = shape_of(
         config, (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"]), mesh.devices.flat[0].platform
     )
-    num_chunks = -(-update_folding(config, shape) * config.max_completion_length // chunk_length(config, shape))
+    scored, size = update_folding(config, shape) * config.max_completion_length, chunk_length(config, shape)
+    num_chunks = -(-scored // size) if size < scored else 0  # one that holds all is no loop
     with jax.set_mesh(mesh):
         return _compile(lambda: train_step.lower(spec, state, batch, reference), num_micro_batches, num_chunks)
 

@@ -74,15 +74,17 @@ def keep_memory() -> None:
     """On CPUs, memory that a program has freed is kept for the next. To be called before JAX makes its threads.
 
     glibc gives large blocks back to the system at every step and takes them again at the next: an update of a small
-    model spends a tenth of its time on the page faults. Where the environment sets MALLOC_..., it is left to that;
-    without glibc, or where JAX was installed for accelerators and is not told to leave them alone, nothing is done.
+    model spends a tenth of its time on the page faults. Up to 2 GiB that are free at the end of the heap are now kept.
+    Where the environment sets MALLOC_... or GLIBC_TUNABLES, it is left to that; without glibc, or where JAX was
+    installed for accelerators and is not told to leave them alone, nothing is done.
     """
     accelerators = importlib.util.find_spec("libtpu") or importlib.metadata.entry_points(group="jax_plugins")
     platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-    if platforms != "cpu" if platforms else accelerators:
+    if (platforms != "cpu") if platforms else accelerators:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+    told = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if mallopt is None or told:
         return
     for option, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TOP_PAD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1)):
         mallopt(option, value)

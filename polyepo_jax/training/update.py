@@ -196,7 +196,8 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
             back_RT = jnp.argsort(order_RT, axis=1)
             hidden_RTD = permuted(hidden_RTD, order_RT, back_RT)
             targets_RT = jnp.take_along_axis(targets_RT, order_RT, axis=1)
-            chunk_length, first_length = min(chunk_length, usual), usual if usual <= chunk_length else 0
+            first_length = usual if usual <= chunk_length else 0
+            chunk_length = min(chunk_length, usual)
             cuts = (0, first_length, None), (first_length, targets_RT.shape[1], num_trained - first_length)
             parts = [
                 token_logprobs(logits, output, hidden_RTD[:, a:b], targets_RT[:, a:b], chunk_length, wanted, rounded)

@@ -111,6 +111,17 @@ def test_blocked_holds_no_square_of_scores():
     sizes = [math.prod(map(int, dims.split(","))) for dims in re.findall(r"\w\[([\d,]+)\]", program)]
     assert max(sizes) == length / 8 * length
 
+    def kept(length: int) -> int:
+        arrays = [jax.ShapeDtypeStruct((1, length, 1, 2), jnp.float32)] * 3
+        mask = jax.ShapeDtypeStruct((1, length), bool)
+        pull_back = jax.eval_shape(
+            lambda q, k, v, m: jax.vjp(lambda *x: self_attend("xla", *x, m), q, k, v)[1], *arrays, mask
+        )
+        return max(x.size for x in jax.tree.leaves(pull_back))
+
+    assert kept(module.KEPT_LENGTH) == 128 * module.KEPT_LENGTH  # the last block's scores
+    assert kept(module.KEPT_LENGTH + 1) == 2 * (module.KEPT_LENGTH + 1)  # no more than queries
+
 
 # Shorter than the kernel's lanes, and over three of its blocks; heads narrower than the lanes, and as wide.
 @pytest.mark.parametrize(
