@@ -247,7 +247,8 @@ def test_depth_does_not_lengthen_the_program():
         params = jax.eval_shape(lambda: eager_init(config, jax.random.key(0)))
         return jax.jit(eager_forward, static_argnums=0).lower(config, params, jnp.zeros((1, 4), int)).as_text()
 
-    assert len(program(14).splitlines()) == len(program(28).splitlines())
+    # Up to 32 layers are unrolled on CPUs.
+    assert len(program(33).splitlines()) == len(program(40).splitlines())
 
 
 def test_refuses_impossible_shapes():

@@ -180,7 +180,8 @@ def test_importance_weights_are_of_the_policy_before_the_first_update(params, mi
         _, gradient, _ = loss_of(given, expected, jax.tree.map(lambda x: x[part], batch))  # noqa: B023
         changes, opt_state = optimizer.update(gradient, opt_state, expected)
         expected = optax.apply_updates(expected, changes)
-    chex.assert_trees_all_close(state.params, expected, atol=1e-6)
+    # Adam divides by the gradient's size, so that rounding counts where it is small; parameters have moved by 1e-2.
+    chex.assert_trees_all_close(state.params, expected, atol=1e-5)
     capped = jnp.exp(scored - batch.sampler_logprobs_BT[:, PROMPT:]) > 1.2
     trained = batch.loss_mask_BT[:, PROMPT:]
     fractions = [float(jnp.mean(c[t])) for c, t in zip(*(jnp.split(x, count) for x in (capped, trained)), strict=True)]
