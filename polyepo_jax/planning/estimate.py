@@ -316,8 +316,11 @@ def update_work(config: Config, shape: Shape) -> Work:
     output = 2 * config.max_completion_length * shape.output_weights
     # Chunk by chunk, logits are computed again; where one holds what a full row trains, they are kept.
     output_products = 3 + (chunk_length(config, shape) < fold * config.max_completion_length)
-    # A backward pass is two products for each of the forward's; attention kernels compute scores again, twice.
-    backward_attention = 2 * attention if shape.kernel == "xla" else 3.5 * attention
+    # A backward pass is two products for each of the forward's; attention kernels compute scores again, twice, and
+    # XLA's once where they are not kept.
+    backward_attention = 3.5 * attention
+    if shape.kernel == "xla":
+        backward_attention = (2 if fold * length <= KEPT_LENGTH else 2.5) * attention
     again = {"none": 0.0, "dots": attention, "full": layers - down + attention}[model.remat]
     per_row = L * (3 * layers + attention + backward_attention + again) + output_products * output
     if spec.loss.needs_reference:

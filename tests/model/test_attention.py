@@ -101,6 +101,21 @@ def test_blocked_equals_the_reference_in_float32(monkeypatch, heads, kv_heads):
     assert_equals_reference(functools.partial(self_attend, "xla"), inputs, rows_of_all_kinds(24), 2e-5)
 
 
+@pytest.mark.parametrize("length", [150, 1100])
+def test_blocked_in_bfloat16_is_near_the_reference_in_float32(length):
+    """Value and gradients, relative to the largest; scores kept, and computed again."""
+    mask = rows_of_all_kinds(length)[:2]
+    inputs = random_inputs(length, 4, 2, 24, rows=2)
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
+    wide = [x.astype(jnp.float32) for x in rounded]
+    expected = value_and_gradients(reference, wide, mask)
+    actual = value_and_gradients(functools.partial(self_attend, "xla"), rounded, mask)
+    for name, x, y in zip(("attended", "query", "keys", "values"), actual, expected, strict=True):
+        assert x.dtype == jnp.bfloat16
+        error = np.abs(np.asarray(x, np.float32) - np.asarray(y)) * mask[:, :, None, None]
+        assert error.max() < 0.01 * np.abs(y).max(), name
+
+
 def test_blocked_holds_no_square_of_scores():
     length = 4 * module.KEPT_LENGTH  # in eight blocks
     shape = jax.ShapeDtypeStruct((1, length, 1, 2), jnp.float32)
