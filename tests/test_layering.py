@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Bottom to top. A unit is a module or a folder directly under the package.
 LAYERS = (
-    ("types", "errors"),
+    ("types", "errors", "intervals"),
     ("command_line", "pods"),
     ("sets", "losses", "sharding", "model", "rewards"),
     ("sampling", "judges", "tasks"),
