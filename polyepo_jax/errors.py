@@ -56,7 +56,8 @@ def run_command(main: Callable[[Sequence[str]], None], arguments: Sequence[str] 
         print(f"error: {error}", file=sys.stderr)
         _end(error, error.status)
     except KeyboardInterrupt as error:
-        print("interrupted before there was anything to save; the same command starts again", file=sys.stderr)
+        nothing_kept = "interrupted before there was anything to save; the same command starts again"
+        print(str(error) or nothing_kept, file=sys.stderr)
         _end(error, 130)
     except Exception as error:
         if _part is None:

@@ -1,7 +1,9 @@
 """Samples a run's newest checkpoint on held-out problems: python -m polyepo_jax.evaluate --run-dir DIR
 
-Writes DIR/eval.json: pass@k, majority@k, and how many different (correct) answers there are among the samples. A
-Hugging Face (or imported) model is sampled on published sets, or on a config's task, by
+Writes DIR/eval.json: pass@k, majority@k, how many different (correct) answers there are among the samples, and where
+they part, with intervals; the same of every problem to eval_problems.jsonl, and every generation to eval_samples.jsonl
+(with .gz behind it where that is large). An evaluation that was interrupted goes on with the same command. A Hugging
+Face (or imported) model is sampled on published sets, or on a config's task, by
 
 python -m polyepo_jax.evaluate --model DIR --benchmark math500 aime25 --num-samples 16
 python -m polyepo_jax.evaluate --model DIR --config FILE --out DIR
@@ -10,14 +12,19 @@ Several processes share the work where --coordinator-address, --num-processes an
 so.
 """
 
+import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import rich.box
 import rich.console
 import rich.table
+import rich.text
 
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.config import InitConfig, RunConfig
@@ -25,18 +32,19 @@ from polyepo_jax.config.files import load, to_json
 from polyepo_jax.config.meshes import mesh_to_sample
 from polyepo_jax.config.static_arguments import evaluation_spec, stream
 from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
-from polyepo_jax.evaluation import sample
+from polyepo_jax.evaluation import Outcome, Results, Unfinished, checksum, sample, summarize
+from polyepo_jax.evaluation.sampling import Sampled
 from polyepo_jax.pods import collectives, object_storage, peers, processes
 from polyepo_jax.runs import model_directory, run_directory
 from polyepo_jax.runs.model_shape import resolve
 from polyepo_jax.runs.preparation import admitted, load_params
+from polyepo_jax.runs.progress import Progress
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
 from polyepo_jax.shared_by_commands.benchmark_config import benchmark_config
 from polyepo_jax.shared_by_commands.start import PROCESS_FLAGS, keep_compilations, keep_memory, take
 from polyepo_jax.tasks import Problem
 from polyepo_jax.training import data
-from polyepo_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +93,7 @@ class Arguments:
 class _Job:
     """What to evaluate, checked as far as the host can.
 
-    config: of the run. directory: for the result. spec: of the samples. max_rows: sampled at a time. key: of the
+    config: of the run. directory: for the result. spec: of the samples. max_rows: sampled at a time. seed: of the
     samples. problems: of each task, in their order.
     """
 
@@ -94,7 +102,7 @@ class _Job:
     spec: GenerationSpec
     max_rows: int
     mesh: Mesh
-    key: Array
+    seed: int
     problems: tuple[tuple[Any, tuple[Problem, ...]], ...]
 
 
@@ -124,8 +132,8 @@ def _job(options: Arguments) -> _Job:
     )
     if not any(chosen for _, chosen in problems):
         raise InputError(f"the {options.split} split of {config.task.name} is empty: choose another --split")
-    key = stream(config.seed if options.seed is None else options.seed, "evaluation")
-    return _Job(config, directory, spec, evaluation.max_rows, mesh_to_sample(config), key, problems)
+    seed = config.seed if options.seed is None else options.seed
+    return _Job(config, directory, spec, evaluation.max_rows, mesh_to_sample(config), seed, problems)
 
 
 def _check_writable(directory: Path) -> None:
@@ -152,36 +160,108 @@ def main(arguments: Sequence[str]) -> None:
         config=to_json(job.config),
         problems=[data.fingerprint(chosen, 0, 0) for _, chosen in job.problems],
     )
-    config, directory, mesh = job.config, job.directory, job.mesh
     step: int | None = None
     if options.model is None:
-        params, step = load_params(directory, config, mesh, options.checkpoint_step)
+        params, step = load_params(job.directory, job.config, job.mesh, options.checkpoint_step)
     else:
-        params = model_directory.load(options.model, config.model, mesh)
-    summaries: dict[str, dict] = {}
-    for task, chosen in job.problems:
-        if chosen:
-            samples = sample(job.spec, params, task, chosen, config.max_prompt_length, job.max_rows, job.key, mesh)
-            summary = samples.summary()
-            if samples.failures and processes.is_primary():
-                _warn(task.name, samples.failures, len(chosen) - (summary or {"num_prompts": 0})["num_prompts"])
-            if summary is not None:
-                summaries[task.name] = summary
-    if not summaries:
-        raise RunError("no problem could be graded, so nothing was written")
+        params = model_directory.load(options.model, job.config.model, job.mesh)
+    stem = "eval" if options.split == "test" else "eval_validation"
+    try:
+        summaries = _evaluate(job, params, stem)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on with the problems that were sampled") from None
+    except OSError as error:
+        remedy = "make room, then go on with the same command"
+        raise RunError(f"{job.directory} cannot be written ({error.strerror}): {remedy}") from error
     if not processes.is_primary():
         return
+    where, path = object_storage.name_of(job.directory), job.directory / f"{stem}.json"
+    sampling = dataclasses.asdict(job.spec.sampling) | {"seed": job.seed}
     num_samples = job.spec.num_generations
-    result = {"checkpoint_step": step, "num_samples": num_samples, "benchmarks": summaries}
-    path = directory / ("eval.json" if options.split == "test" else "eval_validation.json")
-    run_directory.write_json(path, result)
+    result = {"checkpoint_step": step, "num_samples": num_samples, "high_variance_above_k": num_samples // 2}
+    run_directory.write_json(path, result | {"sampling": sampling, "benchmarks": summaries})
     try:
-        object_storage.Pusher(directory).push(path.name)  # the logs may be a run's, which goes on elsewhere
+        # The logs may be a run's, which goes on elsewhere.
+        object_storage.Pusher(job.directory).push(f"{stem}*")
     except OSError as error:
         raise RunError(f"{error.strerror}; the result is in {path}") from error
-    what = f"{object_storage.name_of(directory)}, step {step}" if options.model is None else str(options.model)
-    _print(what, num_samples, summaries)
-    print(f"the result is in {object_storage.name_of(directory)}/{path.name}")
+    _print(f"{where}, step {step}" if options.model is None else str(options.model), num_samples, summaries)
+    print(f"the result is in {where}/{path.name}, every generation beside it")
+
+
+def _evaluate(job: _Job, params: Any, stem: str) -> dict[str, dict]:
+    """Entries of eval.json, with the other files written beside it; of use in process 0 alone.
+
+    Raises:
+      OSError: a file cannot be written. RunError: nothing could be graded.
+    """
+    identity = {
+        "parameters": checksum(params),
+        "spec": repr(job.spec),
+        "seed": job.seed,
+        "problems": [[task.name, data.fingerprint(chosen, 0, 0)] for task, chosen in job.problems],
+    }
+    summaries: dict[str, dict] = {}
+    with Unfinished(job.directory, identity) as unfinished, contextlib.ExitStack() as stack:
+        if unfinished.discarded:
+            warn_on_stderr("samples that are left of another evaluation are thrown away")
+        results = stack.enter_context(Results(job.directory, stem)) if processes.is_primary() else None
+        for task, chosen in job.problems:
+            if not chosen:
+                continue
+            described, failures = [], []
+            for problem, outcome in zip(chosen, _outcomes(job, params, task, chosen, unfinished), strict=True):
+                if results is not None:
+                    results.add(task.name, problem, outcome)
+                described += [] if outcome.description is None else [outcome.description]
+                failures += outcome.failures
+            if failures and processes.is_primary():
+                _warn(task.name, failures, len(chosen) - len(described))
+            if described:
+                summaries[task.name] = summarize(described)
+        if not summaries:
+            raise RunError("no problem could be graded, so nothing was written")
+        if results is not None:
+            results.finish()
+        unfinished.remove()
+    return summaries
+
+
+def _outcomes(
+    job: _Job, params: Any, task: Any, chosen: Sequence[Problem], unfinished: Unfinished
+) -> Iterator[Outcome]:
+    """Samples and grades the problems of a task, and says how far it is."""
+    kept = unfinished.kept.get(task.name, [])
+    num_kept = sum(collectives.gather(len(kept)))
+    shown = {"throughput/rollout_tokens_per_s": ("tokens/s", ",.0f")}
+    progress = Progress(num_kept, len(chosen), shown, not processes.is_primary(), f"{task.name}: problem")
+    began, num_processes = time.perf_counter(), len(collectives.gather(None))
+    num_done = num_tokens = 0
+
+    def on_sampled(sampled: Sampled) -> None:
+        nonlocal num_done, num_tokens
+        unfinished.add(task.name, sampled)
+        # Of several processes each has its share, and they keep pace.
+        num_done, num_tokens = num_done + num_processes, num_tokens + num_processes * sum(sampled.lengths)
+        speed = num_tokens / (time.perf_counter() - began)
+        progress.write(min(num_kept + num_done, len(chosen)), {"throughput/rollout_tokens_per_s": speed})
+
+    with contextlib.closing(progress):
+        if num_kept:
+            progress.say(f"{task.name}: {num_kept} of {len(chosen)} problems were sampled before, going on")
+        samples = sample(
+            job.spec,
+            params,
+            task,
+            chosen,
+            job.config.max_prompt_length,
+            job.max_rows,
+            stream(job.seed, "evaluation"),
+            job.mesh,
+            kept=kept,
+            on_sampled=on_sampled,
+        )
+    yield from samples.outcomes(with_texts=True)
 
 
 def _warn(name: str, failures: Sequence[str], num_left_out: int) -> None:
@@ -217,17 +297,28 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
 
 
 def _print(what: str, num_samples: int, summaries: dict[str, dict]) -> None:
-    table = rich.table.Table(title=f"{what}, {num_samples} samples of each problem")
-    ks = [k for k in ("1", "8", str(num_samples)) if k in next(iter(summaries.values()))["pass_at_k"]]
-    for column in ("", "problems", *(f"pass@{k}" for k in dict.fromkeys(ks)), "distinct", "distinct correct"):
-        table.add_column(column, justify="right" if column else "left")
+    table = rich.table.Table(
+        title=f"{what}, {num_samples} samples of each problem",
+        caption="below: 95 % intervals over problems; *: more than half of the samples, unsteady",
+        caption_justify="left",
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    first = next(iter(summaries.values()))
+    ks = dict.fromkeys(k for k in ("1", "8", "64", str(num_samples)) if k in first["pass_at_k"])
+    paths: list[tuple[str, tuple[str, ...]]]
+    paths = [(f"pass@{k}{'*' if 2 * int(k) > num_samples else ''}", ("pass_at_k", k)) for k in ks]
+    paths += [(f"majority\n@{num_samples}", ("majority_at_k", str(num_samples)))]
+    paths += [("distinct\ncorrect", ("distinct_correct",))]
+    table.add_column(no_wrap=True)
+    for heading, _ in paths:
+        table.add_column(heading, justify="right", vertical="bottom")
     for name, summary in summaries.items():
-        values = [
-            *(summary["pass_at_k"][k] for k in dict.fromkeys(ks)),
-            summary["distinct"],
-            summary["distinct_correct"],
-        ]
-        table.add_row(name, str(summary["num_prompts"]), *(f"{value:.3f}" for value in values))
+        cells = []
+        for _, path in paths:
+            value, ends = (functools.reduce(lambda x, key: x[key], path, x) for x in (summary, summary["intervals"]))
+            cells.append(f"{value:.3f}" + ("" if ends is None else f"\n{ends[0]:.2f}-{ends[1]:.2f}"))
+        table.add_row(*map(rich.text.Text, (f"{name}\n{summary['num_prompts']} problems", *cells)))
     rich.console.Console().print(table)
 
 

@@ -18,7 +18,7 @@ import rich.table
 
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
-from polyepo_jax.evaluation import MAX_SAMPLES, summarize
+from polyepo_jax.evaluation import MAX_SAMPLES, describe, summarize
 from polyepo_jax.grading import Grading, JudgeConfig, add_counts, join
 from polyepo_jax.sets import Polychromic, SetAdvantage, check_advantage, group_advantages, has_signal
 from polyepo_jax.shared_by_commands.saved_responses import (
@@ -165,23 +165,10 @@ def _write(path: Path, rows: Sequence[SavedRow], gradings: Sequence[Grading], ad
 def summary_of(gradings: Sequence[Grading]) -> dict[str, Any]:
     """`summarize` of all rows without a failure; k goes as far as the row with the fewest responses."""
     whole = [grading.grades for grading in gradings if np.all(grading.grades.valid_PN)]
-    by_size: dict[int, list[Grades]] = {}
-    for grades in whole:
-        by_size.setdefault(np.size(grades.rewards_PN), []).append(grades)
-    parts = []
-    for size, group in by_size.items():
-        rewards_PM, clusters_PM = (
-            np.concatenate([getattr(g, n) for g in group]) for n in ("rewards_PN", "clusters_PN")
-        )
-        parts.append((len(group), summarize(rewards_PM, clusters_PM, np.zeros((len(group), size), bool))))
-
-    def mean(values: Sequence[Any]) -> Any:
-        if isinstance(values[0], dict):
-            return {k: mean([v[k] for v in values]) for k in values[0] if all(k in v for v in values)}
-        return sum(count * value for (count, _), value in zip(parts, values, strict=True)) / len(whole)
-
-    names = [name for name in parts[0][1] if name != "num_prompts"] if parts else []
-    return {name: mean([part[name] for _, part in parts]) for name in names} | {"num_prompts": len(whole)}
+    if not whole:
+        return {"num_prompts": 0}
+    described = [describe(np.asarray(g.rewards_PN)[0], np.asarray(g.clusters_PN)[0]) for g in whole]
+    return summarize(described, with_intervals=False)
 
 
 def _print(

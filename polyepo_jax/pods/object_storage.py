@@ -23,8 +23,9 @@ from polyepo_jax.errors import InputError
 _URL = re.compile(r"(gs|file):/+(.+)")  # pathlib has made one slash of several
 _MARKER = ".url"
 OWN = (_MARKER, ".lock", ".pulling", ".shared")  # of a directory on this machine
-# Not copied. Judges write their caches at any time, and what they hold serves steps that the copy does not have.
-_ELSEWHERE = ("checkpoints", "corrupt_checkpoints", "manifests", "judge_cache*", *OWN)
+# Not copied. Judges write their caches at any time, and what they hold serves steps that the copy does not have; so do
+# evaluations what they have sampled so far.
+_ELSEWHERE = ("checkpoints", "corrupt_checkpoints", "manifests", "judge_cache*", "eval_unfinished", *OWN)
 
 
 def url_of(path: Path | str) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from polyepo_jax.config import Config, RunConfig
 from polyepo_jax.config.static_arguments import evaluation_spec, stream
-from polyepo_jax.evaluation import sample
+from polyepo_jax.evaluation import sample, summarize
 from polyepo_jax.runs.preparation import Prepared
 
 
@@ -35,11 +35,13 @@ def evaluate(
         prepared.mesh,
         stop_requested,
     )
-    if samples.failures:
-        say(f"evaluation: {len(samples.failures)} grading calls failed; first: {samples.failures[0]}")
-    summary = samples.summary()
-    if summary is None:
+    outcomes = list(samples.outcomes(with_texts=False))
+    if failures := [line for outcome in outcomes for line in outcome.failures]:
+        say(f"evaluation: {len(failures)} grading calls failed; first: {failures[0]}")
+    described = [outcome.description for outcome in outcomes if outcome.description is not None]
+    if not described:
         return {"time/eval_s": time.perf_counter() - start}
+    summary = summarize(described, with_intervals=False)
     flat = {f"eval/pass_at_{k}": value for k, value in summary["pass_at_k"].items()}
     for name in ("coverage", "distinct", "distinct_correct", "degenerate_frac", "truncated_frac"):
         flat[f"eval/{name}"] = summary[name]

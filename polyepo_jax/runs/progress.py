@@ -35,14 +35,22 @@ class Progress:
       first_step, max_steps: the range that this process covers.
       shown: metric name -> label and format, in order.
       quiet: shows nothing: another process does.
+      unit: what a step is called.
     """
 
-    def __init__(self, first_step: int, max_steps: int, shown: Mapping[str, tuple[str, str]], quiet: bool = False):
+    def __init__(
+        self,
+        first_step: int,
+        max_steps: int,
+        shown: Mapping[str, tuple[str, str]],
+        quiet: bool = False,
+        unit: str = "step",
+    ):
         self._console = _Console(stderr=True, quiet=quiet)
-        self._shown = shown
+        self._shown, self._unit = shown, unit
         self._first, self._last = first_step, max_steps
         self._progress = rich.progress.Progress(
-            rich.progress.TextColumn("step {task.completed}/{task.total}"),
+            rich.progress.TextColumn("{task.description} {task.completed}/{task.total}", markup=False),
             rich.progress.BarColumn(bar_width=20),
             rich.progress.TextColumn("{task.fields[values]}"),
             rich.progress.TextColumn("left"),
@@ -50,7 +58,7 @@ class Progress:
             console=self._console,
             disable=quiet or not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=max_steps, completed=first_step, values="compiling ...")
+        self._task = self._progress.add_task(unit, total=max_steps, completed=first_step, values="compiling ...")
         self._progress.start()
 
     def write(self, step: int, metrics: Metrics) -> None:
@@ -61,7 +69,7 @@ class Progress:
             self._progress.update(self._task, completed=step, values=values)
         every = max((self._last - self._first) // 20, 1)
         if not self._console.is_terminal and (step % every == 0 or step == self._last):
-            self.say(f"step {step}/{self._last}  {values}")
+            self.say(f"{self._unit} {step}/{self._last}  {values}")
 
     def say(self, line: str) -> None:
         """A line that stays, above the live one."""
