@@ -44,6 +44,7 @@ from polyepo_jax.sets import Worst as Worst
 from polyepo_jax.sharding import MeshConfig as MeshConfig
 from polyepo_jax.tasks import Dataset as Dataset
 from polyepo_jax.tasks import Math as Math
+from polyepo_jax.tasks import Multiplication as Multiplication
 from polyepo_jax.tasks import Polynomial as Polynomial
 from polyepo_jax.tasks.benchmarks import AIME_2024 as AIME_2024
 from polyepo_jax.tasks.benchmarks import AIME_2025 as AIME_2025

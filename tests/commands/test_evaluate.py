@@ -11,7 +11,6 @@ import pytest
 from polyepo_jax import evaluate
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import checksum, describe, results, sampling, unfinished
-from polyepo_jax.tasks.polynomial import Polynomial
 from polyepo_jax.train import train
 from tests.tiny import EasyPolynomial, rl_config
 
@@ -189,11 +188,6 @@ def test_a_checksum_sees_what_changes_and_where():
     swapped = params | {"a": params["a"][::-1].copy()}
     nearly = params | {"b": np.array([1, 1, 1, 1.001], np.float16)}
     assert len({same, checksum(swapped), checksum(nearly)}) == 3
-
-
-def test_hidden_requirements_are_part_of_no_grade():
-    assert not hasattr(EasyPolynomial(), "meets_hidden_requirement")
-    assert not hasattr(Polynomial(), "meets_hidden_requirement")
 
 
 def test_a_directory_that_cannot_be_written_is_refused_before_work(run_dir, tmp_path):

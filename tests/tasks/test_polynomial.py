@@ -1,5 +1,7 @@
 """The polynomial domain: exact grading, what is malformed, and which polynomials are held out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -92,6 +94,66 @@ def test_demonstrations_are_well_formed_and_wrong_as_often_as_said():
     assert len(set(TASK.cluster(PROBLEM, texts))) == 2 * MAX_X + 1
     exact = Polynomial(error_rate=0.0)
     assert all(exact.verify(PROBLEM, exact.demonstrate(PROBLEM, rng)) == 1 for _ in range(50))
+
+
+HARD = Polynomial(max_a=5, max_b=12, max_c=12, accepted=0.3)
+XS = range(-MAX_X, MAX_X + 1)
+
+
+def accepted(task, problem):
+    return [x for x in XS if task.verify(problem, solution(problem.reference, x)) == 1]
+
+
+def test_the_hard_variant_has_500_problems_to_test_and_others_to_validate():
+    splits = {name: HARD.problems(name) for name in ("train", "validation", "test")}
+    assert [len(splits[name]) for name in splits] == [2344, 156, 625]
+    assert len({p.prompt for problems in splits.values() for p in problems}) == 3125
+    problem = next(p for problems in splits.values() for p in problems if p.prompt == "5+12-12:")
+    longest = max((solution(problem.reference, x) for x in XS), key=len)
+    assert len(longest) <= 26
+    assert all(HARD.cluster(problem, [solution(problem.reference, x)]) == [x + MAX_X] for x in XS)
+    assert TASK.cluster(PROBLEM, ["1:3+2=5-10=-5$"]) == [DEGENERATE], "no c of two digits where there is none"
+
+
+def test_each_x_is_accepted_on_some_polynomials():
+    problems = HARD.problems("test")
+    sets = [accepted(HARD, problem) for problem in problems]
+    assert min(map(len, sets)) >= 1
+    counts = np.array([[x in chosen for x in XS] for chosen in sets])
+    assert counts.mean() == pytest.approx(0.3, abs=0.03)
+    assert np.all((counts.mean(0) > 0.15) & (counts.mean(0) < 0.45)), "on every x alike"
+    shares = counts.mean(1)
+    assert (shares < 0.1).mean() > 0.2
+    assert (shares > 0.6).mean() > 0.1
+    assert [accepted(HARD, problem) for problem in problems[:9]] == sets[:9]
+    again = [accepted(dataclasses.replace(HARD, split_seed=1), problem) for problem in problems[:9]]
+    assert again != sets[:9]
+    assert HARD.verify(problems[0], solution(problems[0].reference, sets[0][0]).replace("=", ":")) == 0
+    assert HARD.name == "polynomial_hard/held_out"
+
+
+def test_a_hidden_requirement_is_met_by_four_xs():
+    problems = TASK.problems("test")[:50]
+    found = [
+        [x for x in XS if TASK.meets_hidden_requirement(problem, solution(problem.reference, x))]
+        for problem in problems
+    ]
+    assert all(len(xs) == 4 for xs in found)
+    assert len({x for xs in found for x in xs}) > 40
+    assert not TASK.meets_hidden_requirement(problems[0], "$")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_a": 6}, "max_a must be from 1 to 5"),
+        ({"max_c": 0}, "max_c"),
+        ({"accepted": 0}, "accepted must be above 0"),
+    ],
+)
+def test_other_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Polynomial(**settings)
 
 
 def test_refuses_impossible_settings():
