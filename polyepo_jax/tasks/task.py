@@ -13,7 +13,11 @@ Split = Literal["train", "validation", "test"]
 
 
 class Task(Protocol):
-    """A domain, as a frozen dataclass. Responses are a model's output: hostile text, never to be executed."""
+    """A domain, as a frozen dataclass. Responses are a model's output: hostile text, never to be executed.
+
+    It may also have `meets_hidden_requirement(problem, response) -> bool`: of correct responses, what training does not
+    reward and an evaluation counts (hidden_at_k).
+    """
 
     @property
     def name(self) -> str:
