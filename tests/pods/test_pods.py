@@ -244,6 +244,38 @@ def test_all_commands_share_the_work(tmp_path):
     assert metrics_of(tmp_path / "1" / "run")[0]["dynamic_sampling/prompt_batches"] > 1
     first, second = (json.loads((tmp_path / shape / "run" / "eval.json").read_text()) for shape in "12")
     assert first == second
+    for name in ("eval_problems.jsonl", "eval_samples.jsonl"):
+        assert (tmp_path / "1" / "run" / name).read_text() == (tmp_path / "2" / "run" / name).read_text()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_goes_on_in_another_shape(alone, tmp_path):
+    undisturbed, killed = (shutil.copytree(alone, tmp_path / name) for name in ("undisturbed", "killed"))
+    files = killed / "eval_unfinished"
+
+    def evaluation(shape, directory):
+        options = "--num-samples", "512", "--max-rows", "8"
+        command = ["-m", "polyepo_jax.evaluate", "--run-dir", str(directory), *options]
+        return Pod(*shape, command, directory / "logs")
+
+    with evaluation((1, 4), undisturbed) as pod:
+        assert pod.wait() == [0], pod.said()
+    with evaluation((2, 2), killed) as pod:
+        pod.until(
+            lambda: (
+                len(list(files.glob("*.jsonl"))) == 2 and all(f.read_text().count("\n") > 1 for f in files.iterdir())
+            ),
+            "problems of both processes",
+        )
+        for index in range(2):
+            pod.send(index, signal.SIGKILL)
+    assert not (killed / "eval.json").exists()
+    with evaluation((1, 4), killed) as pod:
+        assert pod.wait() == [0], pod.said()
+        assert "of 8 problems were sampled before, going on" in pod.said()
+    for name in ("eval.json", "eval_problems.jsonl", "eval_samples.jsonl"):
+        assert (killed / name).read_text() == (undisturbed / name).read_text()
+    assert not files.exists()
 
 
 def test_what_one_process_refuses_is_refused_by_all(tmp_path):
