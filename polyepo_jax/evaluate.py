@@ -315,9 +315,12 @@ def _print(what: str, num_samples: int, summaries: dict[str, dict]) -> None:
         table.add_column(heading, justify="right", vertical="bottom")
     for name, summary in summaries.items():
         cells = []
-        for _, path in paths:
+        for heading, path in paths:
             value, ends = (functools.reduce(lambda x, key: x[key], path, x) for x in (summary, summary["intervals"]))
-            cells.append(f"{value:.3f}" + ("" if ends is None else f"\n{ends[0]:.2f}-{ends[1]:.2f}"))
+            digits = 2 if "@" in heading else 1
+            cells.append(
+                f"{value:.{digits + 1}f}" + ("" if ends is None else f"\n{ends[0]:.{digits}f}-{ends[1]:.{digits}f}")
+            )
         table.add_row(*map(rich.text.Text, (f"{name}\n{summary['num_prompts']} problems", *cells)))
     rich.console.Console().print(table)
 

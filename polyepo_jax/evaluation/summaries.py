@@ -68,7 +68,10 @@ def summarize(problems: Sequence[Mapping[str, Any]], with_intervals: bool = True
     summary = {"num_prompts": len(problems)} | _nested(paths, means)
     rarefied = [(path[1], int(count)) for path, count in zip(paths, counts_K, strict=True) if path[0] in _PARTIAL]
     if "rarefied_correct" in problems[0]:
-        summary = {"rarefied_correct": {}, **summary, "rarefied_problems": dict(rarefied)}
+        summary = summary | {
+            "rarefied_correct": summary.get("rarefied_correct", {}),
+            "rarefied_problems": dict(rarefied),
+        }
     if not with_intervals:
         return summary
     ends = [None if np.isnan(low) else [float(low), float(high)] for low, high in bootstrap(values_PK)]
