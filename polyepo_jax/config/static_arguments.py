@@ -10,6 +10,7 @@ from polyepo_jax.model.tokenizer import Tokenizer
 from polyepo_jax.sampling import GenerationSpec, Sampling
 from polyepo_jax.sharding import Mesh
 from polyepo_jax.training.rollouts import DrawSpec
+from polyepo_jax.training.samples import SamplesSpec
 from polyepo_jax.training.update import UpdateSpec
 
 
@@ -78,6 +79,7 @@ def draw_spec(config: Config, mesh: Mesh) -> DrawSpec:
         tokenizer=config.task.tokenizer,
         advantage=config.algorithm.advantage,
         mesh=mesh,
+        samples=SamplesSpec(config.logging.samples_prompts, config.logging.samples_bytes),
     )
 
 
