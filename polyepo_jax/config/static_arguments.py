@@ -58,6 +58,13 @@ def update_spec(config: Config) -> UpdateSpec:
     )
 
 
+def keeps_reference(config: RunConfig) -> bool:
+    """Whether the initial parameters stay on the devices: the loss or kl/start compares with them."""
+    return isinstance(config, Config) and (
+        config.algorithm.loss.needs_reference or config.logging.kl_interval_steps > 0
+    )
+
+
 def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> GenerationSpec:
     """How held-out problems are sampled."""
     return GenerationSpec(

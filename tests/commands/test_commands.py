@@ -116,4 +116,5 @@ def test_every_command_has_help(command):
     outcome = command_line(f"polyepo_jax.{command}", *arguments, "--help")
     assert outcome.returncode == 0, outcome.stderr
     options = {"train": "--run-dir", "sft": "--profile", "evaluate": "--num-samples", "report": "--out"}
-    assert (options | {"samples": "--cluster"})[command] in outcome.stdout
+    options |= {"samples": "--cluster"}
+    assert options[command] in outcome.stdout
