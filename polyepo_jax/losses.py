@@ -231,16 +231,20 @@ class PolicyLoss:
         advantages: Array,
         trained: Array,
     ) -> tuple[Array, dict[str, Array]]:
-        """The losses of tokens, arrays of one shape, 0 where not trained; and sums over the trained for the metrics."""
+        """The losses of tokens, arrays of one shape, 0 where not trained; and sums over the trained for the metrics, of
+        what ends in `_max` the maximum."""
+        old_logprobs = sampler_logprobs if self.importance_cap is None else proximal_logprobs
         losses, clipped = clipped_token_losses(
             logprobs,
-            sampler_logprobs if self.importance_cap is None else proximal_logprobs,
+            old_logprobs,
             advantages,
             epsilon=self.epsilon,
             epsilon_high=self.epsilon_high,
             dual_clip=self.dual_clip,
         )
-        sums = {"clipped": jnp.sum(clipped & trained)}
+        log_ratio = jnp.clip(logprobs - old_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        ratio = jnp.where(trained, jnp.exp(log_ratio), 0)
+        sums = {"clipped": jnp.sum(clipped & trained), "ratio": jnp.sum(ratio), "ratio_max": jnp.max(ratio)}
         if self.importance_cap is not None:
             weights, capped = importance_weights(proximal_logprobs, sampler_logprobs, self.importance_cap)
             losses = losses * weights

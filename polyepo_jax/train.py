@@ -22,7 +22,8 @@ from polyepo_jax.shared_by_commands.start import start
 from polyepo_jax.training.batch import Groups, flatten, keep_informative, num_informative
 from polyepo_jax.training.data import PromptBatch
 from polyepo_jax.training.rollouts import Draw, draw, summarize, trains_on_nothing
-from polyepo_jax.training.update import pass_step, train_step
+from polyepo_jax.training.start_kl import kl_to_start
+from polyepo_jax.training.update import UpdateSpec, pass_step, train_step
 from polyepo_jax.types import Array
 
 SHOWN = {
@@ -57,6 +58,30 @@ def draw_groups(
         draws.append(another(session.next_prompts(), len(draws)))
         groups = keep_informative(groups, draws[-1].groups)
     return groups, draws
+
+
+def update_on(
+    config: Config, session: Session, spec: UpdateSpec, groups: Groups, trains_on_nothing: bool
+) -> dict[str, Array]:
+    """Dispatches the step's update of the session's state; the numbers that it says of itself, being computed."""
+    passes = trains_on_nothing and not spec.loss.needs_reference
+    numbers: dict[str, Array] = {}
+    if passes and not session.wants_kl():
+        session.ask_whether_to_stop()
+    else:
+        mask_truncated = config.algorithm.truncated == "mask"
+        rows = flatten(mask_truncated, groups.prompts, groups.rollouts, groups.advantages_PN)
+        rows = shard_rows(session.mesh, rows)
+        session.ask_whether_to_stop()
+    if session.wants_kl():
+        # Of the policy that sampled, which is the one before the update.
+        numbers["start_kl"] = kl_to_start(spec, session.state.params, session.reference_params, rows)
+    if passes:
+        session.state, stats = pass_step(session.state)
+    else:
+        reference_params = session.reference_params if spec.loss.needs_reference else ()
+        session.state, stats = train_step(spec, session.state, rows, reference_params)
+    return stats | numbers
 
 
 def train(config: Config, directory: Path, resume_command: str, profile: bool = False) -> bool:
@@ -97,14 +122,7 @@ def train(config: Config, directory: Path, resume_command: str, profile: bool = 
                 # Asked before the update is dispatched, which every later question to the devices would wait for.
                 counts["dynamic_sampling/prompt_batches"] = float(len(draws))
                 counts["dynamic_sampling/informative_frac"] = num_informative(groups) / config.prompts_per_step
-            if trains_on_nothing(draws) and not update.loss.needs_reference:
-                session.ask_whether_to_stop()
-                session.state, stats = pass_step(session.state)
-            else:
-                rows = flatten(algorithm.truncated == "mask", groups.prompts, groups.rollouts, groups.advantages_PN)
-                rows = shard_rows(session.mesh, rows)
-                session.ask_whether_to_stop()
-                session.state, stats = train_step(update, session.state, rows, session.reference_params)
+            stats = update_on(config, session, update, groups, trains_on_nothing(draws))
             session.defer(step + 1, stats, summarize(draws) | counts)
             session.write_samples(step + 1, draws[0].samples)
             failures = [line for d in draws for line in d.grading.failures]

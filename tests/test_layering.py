@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom to top. A unit is a module or a folder directly under the package.
 LAYERS = (
     ("types", "errors", "intervals"),
-    ("command_line", "pods"),
+    ("command_line", "pods", "generations"),
     ("sets", "losses", "sharding", "model", "rewards"),
     ("sampling", "judges", "tasks"),
     ("grading", "reports"),
@@ -28,7 +28,7 @@ LAYERS = (
     ("config",),
     ("runs", "planning"),
     ("shared_by_commands",),
-    ("train", "evaluate", "sft", "plan", "convert", "grade", "audit_judge", "report"),
+    ("train", "evaluate", "sft", "plan", "convert", "grade", "audit_judge", "report", "samples"),
 )
 LAYER_OF = {unit: layer for layer, units in enumerate(LAYERS) for unit in units}
 

@@ -16,6 +16,7 @@ from polyepo_jax.model.config import Dtype
 from polyepo_jax.sampling import Sampling
 from polyepo_jax.sets import Polychromic, SetAdvantage
 from polyepo_jax.sharding import MeshConfig
+from polyepo_jax.training.samples import LEAST_ROW_BYTES
 from polyepo_jax.training.update import OptimizerConfig
 
 # A config in a file may leave the shape to a directory that it names; once a command has read both, it is there
@@ -90,23 +91,34 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LoggingConfig:
-    """Where metrics go beside metrics.jsonl.
+    """Where metrics go beside metrics.jsonl, and which generations are kept in samples.jsonl.
 
     Attributes:
       tensorboard: write event files to the run directory.
       wandb_project: also log to this Weights & Biases project (extra `wandb`).
-      samples_interval_steps: every so many steps, the generations of one prompt go to samples.jsonl.
+      samples_interval_steps: every so many steps, generations go to samples.jsonl.
+      samples_prompts: prompts of such a step whose generations are kept, all of each; 0 for none.
+      samples_bytes: that a step adds to samples.jsonl at most. The middle of long texts is left out, and where there
+        are so many generations that a row had less than 512 bytes, fewer prompts are kept.
+      kl_interval_steps: every so many steps, kl/start says how far the policy has gone from the initial one, of which
+        the devices then keep the parameters too; 0 for never. Of set-RL runs.
       slow_step_factor: a step, save or evaluation that takes so many times the median of those before it, and 10 s at
         least, is reported with the stacks of every process; 0 for never.
     """
 
     tensorboard: bool = True
     wandb_project: str | None = None
-    samples_interval_steps: int = 10
+    samples_interval_steps: int = 1
+    samples_prompts: int = 4
+    samples_bytes: int = 65_536
+    kl_interval_steps: int = 0
     slow_step_factor: float = 10.0
 
     def __post_init__(self):
         _check_number(self, "samples_interval_steps", 1)
+        _check_number(self, "samples_prompts", 0)
+        _check_number(self, "samples_bytes", LEAST_ROW_BYTES)
+        _check_number(self, "kl_interval_steps", 0)
         _check_number(self, "slow_step_factor", 0)
         if 0 < self.slow_step_factor <= 1:
             raise ValueError(f"slow_step_factor must be above 1, or 0 for never, got {self.slow_step_factor}")
@@ -341,5 +353,9 @@ class SFTConfig(RunConfig):
         rows = self.micro_batch_size or self.prompts_per_step
         if self.prompts_per_step % rows:
             raise ValueError(f"micro_batch_size ({rows}) must divide prompts_per_step ({self.prompts_per_step})")
+        if self.logging.kl_interval_steps:
+            raise ValueError(
+                f"logging.kl_interval_steps ({self.logging.kl_interval_steps}) is of runs that sample: leave it at 0"
+            )
         if not hasattr(self.task, "demonstrate"):
             raise ValueError(f"task {type(self.task).__name__} has no demonstrations (a method `demonstrate`)")

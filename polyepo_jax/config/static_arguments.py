@@ -10,6 +10,7 @@ from polyepo_jax.model.tokenizer import Tokenizer
 from polyepo_jax.sampling import GenerationSpec, Sampling
 from polyepo_jax.sharding import Mesh
 from polyepo_jax.training.rollouts import DrawSpec
+from polyepo_jax.training.samples import SamplesSpec
 from polyepo_jax.training.update import UpdateSpec
 
 
@@ -57,6 +58,13 @@ def update_spec(config: Config) -> UpdateSpec:
     )
 
 
+def keeps_reference(config: RunConfig) -> bool:
+    """Whether the initial parameters stay on the devices: the loss or kl/start compares with them."""
+    return isinstance(config, Config) and (
+        config.algorithm.loss.needs_reference or config.logging.kl_interval_steps > 0
+    )
+
+
 def evaluation_spec(config: RunConfig, num_samples: int, sampling: Sampling) -> GenerationSpec:
     """How held-out problems are sampled."""
     return GenerationSpec(
@@ -78,6 +86,7 @@ def draw_spec(config: Config, mesh: Mesh) -> DrawSpec:
         tokenizer=config.task.tokenizer,
         advantage=config.algorithm.advantage,
         mesh=mesh,
+        samples=SamplesSpec(config.logging.samples_prompts, config.logging.samples_bytes),
     )
 
 

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params, update_rows
-from polyepo_jax.config.static_arguments import update_spec
+from polyepo_jax.config.static_arguments import keeps_reference, update_spec
 from polyepo_jax.model import ModelConfig, logical_axes
 from polyepo_jax.model.attention import KEPT_LENGTH, query_blocks
 from polyepo_jax.planning.hardware import Chip
@@ -175,7 +175,7 @@ def state_bytes(config: Config, sizes: tuple[int, int, int]) -> tuple[int, int]:
     model = dataclasses.replace(spec.model, remat="none", attention="auto")
     plain = dataclasses.replace(spec, model=model, mini_batch_rows=None, micro_batch_rows=None)
     weights, optimizer = _state_bytes(plain, sizes)
-    return weights * (2 if spec.loss.needs_reference else 1), optimizer
+    return weights * (2 if keeps_reference(config) else 1), optimizer
 
 
 @functools.lru_cache(maxsize=256)
@@ -196,7 +196,7 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     """
     model, spec = config.model, update_spec(config)
     weights, optimizer = state_bytes(config, shape.sizes)
-    own_weights = weights // (2 if spec.loss.needs_reference else 1)
+    own_weights = weights // (2 if keeps_reference(config) else 1)
     rows = update_rows(config)[1]
     accumulates = rows < (spec.mini_batch_rows or config.prompts_per_step * config.num_generations)
     accumulated = own_weights if accumulates else 0

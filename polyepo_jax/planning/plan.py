@@ -7,6 +7,7 @@ from typing import Any
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import checked_mesh
+from polyepo_jax.config.static_arguments import keeps_reference
 from polyepo_jax.errors import InputError
 from polyepo_jax.planning.advice import (
     Advice,
@@ -183,7 +184,10 @@ def _phases(
     memory = update_memory(config, shape)
     work = update_work(config, shape)
     work = dataclasses.replace(work, sent_bytes=_sent(compiled[0], work.sent_bytes, chip))
-    update = Phase(memory, compiled[0], 0, work, *work.seconds(chip))
+    own = memory.weights // (2 if keeps_reference(config) else 1)
+    # A reference policy that the loss does not read lies beside the program.
+    beside = 0 if config.algorithm.loss.needs_reference else memory.weights - own
+    update = Phase(memory, compiled[0], beside, work, *work.seconds(chip))
 
     memory = rollout_memory(config, shape)
     waves, steps = num_waves(config, shape), config.max_completion_length
@@ -198,7 +202,6 @@ def _phases(
     seconds = None if first is None or second is None else waves * (first + second)
     bound_by = second_by if second is None or first is None or second >= first else first_by
     # A rollout takes the parameters; the optimizer's state, and a reference policy, lie beside it.
-    own = memory.weights // (2 if config.algorithm.loss.needs_reference else 1)
     beside = memory.optimizer + memory.weights - own
     return update, Phase(memory, compiled[1], beside, total, seconds, bound_by)
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,10 +28,11 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, keep_through: int):
-        kept = [line for line in read_lines(path) if line["step"] <= keep_through]
         # In place of the old file only when complete: a crash here must not lose the log.
         temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with temporary.open("w") as file:
+            # Line by line: all generations of a long run are more than memory should hold.
+            file.writelines(line for line in _complete_lines(path) if json.loads(line)["step"] <= keep_through)
         os.replace(temporary, path)
         self._file = path.open("a")
 
@@ -51,11 +52,15 @@ class JsonLines:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file; an interrupted write may have left half a line at its end."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    """The complete lines of a JSON-lines file."""
+    return [json.loads(line) for line in _complete_lines(path)]
+
+
+def _complete_lines(path: Path) -> Iterator[str]:
+    """As they are, none of a file that is not there; an interrupted write may have left half a line at its end."""
+    if path.exists():
+        with path.open() as file:
+            yield from (line for line in file if line.endswith("\n"))
 
 
 class TensorBoard:

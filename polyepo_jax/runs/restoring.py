@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from polyepo_jax.config.files import to_json
-from polyepo_jax.config.static_arguments import stream
+from polyepo_jax.config.static_arguments import keeps_reference, stream
 from polyepo_jax.errors import InputError, warn_on_stderr
 from polyepo_jax.model import init
 from polyepo_jax.pods import collectives, object_storage, processes
@@ -30,7 +30,7 @@ class Initial:
 class Restored:
     """The state that a run goes on from.
 
-    reference_params: the initial policy if the loss needs it, else ().
+    reference_params: the initial policy if it is kept, else ().
     init_step: as of `Initial`.
     unevaluated: the metrics of the last step, where the evaluation after it was interrupted.
     notes: lines for the user.
@@ -93,7 +93,7 @@ def restore(
         # A copy: updates donate the state, and the initial params may serve as the reference.
         make = jax.jit(init_state, static_argnums=0, out_shardings=shardings, donate_argnums=1)
         state = make(spec, jax.tree.map(lambda x: x.copy(), initial.params))
-        return Restored(state, initial.params if spec.loss.needs_reference else (), initial.step, None, ())
+        return Restored(state, initial.params if keeps_reference(config) else (), initial.step, None, ())
     state, meta = found
     _check_same_run(prepared, meta)
     prepared.data.set_state(meta["data"])
@@ -103,8 +103,21 @@ def restore(
     unevaluated = meta.get("unevaluated")
     if unevaluated is not None and _has_metrics_of(prepared.directory, int(state.step)):
         unevaluated = None  # it was evaluated since
-    reference = make_initial(prepared, shardings.params, meta["init_step"]).params if spec.loss.needs_reference else ()
+    reference = _reference(prepared, spec, shardings.params, meta["init_step"]) if keeps_reference(config) else ()
     return Restored(state, reference, meta["init_step"], unevaluated, notes)
+
+
+def _reference(prepared: Prepared, spec: UpdateSpec, param_shardings: Any, init_step: int | None) -> Any:
+    """The parameters that a run which goes on has started from."""
+    try:
+        return make_initial(prepared, param_shardings, init_step).params
+    except InputError as error:
+        if spec.loss.needs_reference:
+            raise
+        raise InputError(
+            f"kl/start compares with what the run started from: {error}; or go on without, by "
+            "--logging.kl-interval-steps 0"
+        ) from error
 
 
 def run_meta(prepared: Prepared, init_step: int | None, unevaluated: dict[str, float] | None) -> dict[str, Any]:

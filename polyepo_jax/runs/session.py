@@ -40,7 +40,7 @@ class Session:
     Attributes:
       state: the train state; the loop replaces it.
       mesh: of all devices.
-      reference_params: the initial policy if the loss needs it, else ().
+      reference_params: the initial policy if the loss or kl/start needs it, else ().
       stopping: who is asked to end the run.
       complete: whether the run is at its last step.
     """
@@ -234,7 +234,7 @@ class Session:
 
         Args:
           step: updates done after this one.
-          stats: from `train_step`, still being computed.
+          stats: from `train_step` and `kl_to_start`, still being computed.
           metrics: known on the host already.
         """
         self._deferred = Deferred(step, stats, metrics, time.perf_counter())
@@ -335,6 +335,11 @@ class Session:
     def wants_samples(self) -> bool:
         """Whether generations of the present step go to samples.jsonl."""
         return self._step % self._config.logging.samples_interval_steps == 0
+
+    def wants_kl(self) -> bool:
+        """Whether the present step says how far the policy has gone from the initial one."""
+        interval = self._config.logging.kl_interval_steps
+        return interval > 0 and (self._step + 1) % interval == 0
 
     def write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Appends generations to samples.jsonl."""

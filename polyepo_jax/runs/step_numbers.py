@@ -14,8 +14,11 @@ _NAMES = {
     "grad_norm": "loss/grad_norm",
     "learning_rate": "optimizer/learning_rate",
     "clip_frac": "loss/clip_frac",
+    "ratio_mean": "loss/ratio_mean",
+    "ratio_max": "loss/ratio_max",
     "importance_capped_frac": "loss/importance_capped_frac",
     "kl": "loss/kl",
+    "start_kl": "kl/start",
     "nonfinite": "loss/nonfinite_updates",
     "sampler_gap": "logprobs/sampler_gap",
 }
@@ -26,7 +29,7 @@ class Deferred:
     """A dispatched step whose numbers are still on the devices.
 
     step: updates done after it.
-    stats: from `train_step`, still being computed.
+    stats: from `train_step` and `kl_to_start`, still being computed.
     metrics: known on the host already.
     dispatched_at: time.perf_counter() then.
     """

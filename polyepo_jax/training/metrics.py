@@ -26,6 +26,14 @@ def _effective_number(clusters_N: np.ndarray) -> float:
     return float(np.exp(-np.sum(shares * np.log(shares)))) if counts.size else 0.0
 
 
+def _group_quantiles(rewards_PN: np.ndarray, valid_PN: np.ndarray) -> dict[str, float]:
+    """Of the mean rewards of groups with a valid generation; between two of them by linear interpolation."""
+    means = [r[v].mean(dtype=np.float64) for r, v in zip(rewards_PN, valid_PN, strict=True) if v.any()]
+    names = ("min", "q25", "median", "q75", "max")
+    values = np.quantile(means, np.linspace(0, 1, len(names))).tolist() if means else [math.nan] * len(names)
+    return {f"rewards/group_{name}": value for name, value in zip(names, values, strict=True)}
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Completions:
@@ -56,6 +64,7 @@ def rollout_metrics(completions: Completions, grades: Grades, advantages_PN: np.
     `clusters/effective` counts them by their shares: as many clusters of equal size have the same entropy.
     `advantages/nonzero_frac` is the share of groups that carry signal, `rewards/all_correct_frac` that of groups whose
     generations are all correct, `advantages/positive_frac_*` the share of positive ones among such generations.
+    `rewards/group_min` to `group_max` are the quantiles 0, 1/4, 1/2, 3/4 and 1 of the groups' mean rewards.
     `completions/entropy` is the mean of -logprob of the sampled tokens, an unbiased estimate of the entropy of
     the sampled distribution, nats a token.
     """
@@ -67,6 +76,7 @@ def rollout_metrics(completions: Completions, grades: Grades, advantages_PN: np.
     all_correct_P = np.all(correct_PN | ~valid_PN, axis=1) & valid_PN.any(axis=1)
     return {
         "rewards/mean": _mean(rewards_PN[valid_PN]),
+        **_group_quantiles(rewards_PN, valid_PN),
         "rewards/all_correct_frac": _mean(all_correct_P),
         "coverage": _mean(correct_PN.any(axis=1)),
         "clusters/distinct": _mean(np.array([_num_distinct(c[v]) for c, v, _ in groups])),

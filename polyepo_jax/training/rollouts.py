@@ -7,7 +7,7 @@ grades the prompts whose rows are on its devices, and all learn all grades.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from polyepo_jax.sharding import Mesh, shard_rows
 from polyepo_jax.training.batch import Groups
 from polyepo_jax.training.data import PromptBatch
 from polyepo_jax.training.metrics import Completions, completions_of, rollout_metrics
+from polyepo_jax.training.samples import Excerpt, SamplesSpec, excerpts, sample_rows
 from polyepo_jax.types import Array
 
 
@@ -35,6 +36,7 @@ class DrawSpec:
     tokenizer: decodes them.
     advantage: weighs them.
     mesh: of all devices.
+    samples: what is kept of them for people to read.
     """
 
     generation: GenerationSpec
@@ -42,6 +44,7 @@ class DrawSpec:
     tokenizer: Tokenizer
     advantage: Advantage
     mesh: Mesh
+    samples: SamplesSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Draw:
 
     groups: on the devices. completions, grading, advantages_PN: of all of them, on the host of every process.
     diagnostics: what the advantage says of its groups.
-    samples: the first prompt's generations, for samples.jsonl; none where they are not wanted.
+    samples: rows of samples.jsonl; none where they are not wanted.
     times: metrics.
     """
 
@@ -95,7 +98,7 @@ def draw(
     Args:
       step_key: of the step.
       index: of the batch within the step, so that each has its own random numbers.
-      wants_samples: keep the texts of the first prompt's generations.
+      wants_samples: keep generations of some prompts.
       on_dispatch: called once the devices are at work; returns the time.perf_counter() before which their work was
         something else's.
       stop_requested: whether the run is asked to end.
@@ -110,7 +113,8 @@ def draw(
     rollout = Rollout(spec.generation, params, batch.prompts, rollout_key, spec.mesh, spec.max_rows)
     began = max(dispatched, on_dispatch())
     sampled = _sample(spec, grader, batch, until_stopped(rollout.finished(), spec.mesh, stop_requested))
-    completions, grading = _everywhere(sampled.rows, sampled.completions, grader.collect(sampled.submitted))
+    texts = _texts(spec, batch, sampled) if wants_samples else {}
+    completions, grading, texts = _everywhere(sampled, grader.collect(sampled.submitted), texts)
     graded = time.perf_counter()
 
     advantages_PN, diagnostics = group_advantages(spec.advantage, sets_key, prompts.ids_P, grading.grades)
@@ -129,7 +133,7 @@ def draw(
         grading=grading,
         advantages_PN=host_advantages_PN,
         diagnostics=diagnostics,
-        samples=_samples(batch, sampled, grading) if wants_samples else [],
+        samples=_samples(spec, batch, texts, completions, grading, host_advantages_PN) if wants_samples else [],
         times=times,
     )
 
@@ -153,15 +157,27 @@ def _sample(spec: DrawSpec, grader: Grader, batch: PromptBatch, finished: Iterab
     return _Sampled(rows, responses, _join(completions), submitted, waited_s, waits)
 
 
-def _samples(batch: PromptBatch, sampled: _Sampled, grading: Grading) -> list[dict[str, Any]]:
-    """The first prompt's generations with their grades; all processes call this at the same point."""
-    first = sampled.responses[sampled.rows.index(0)] if 0 in sampled.rows else None
-    texts_N = next(texts for texts in collectives.gather(first) if texts is not None)
-    columns = texts_N, grading.grades.rewards_PN[0], grading.grades.clusters_PN[0]
-    return [
-        {"prompt": batch.problems[0].prompt, "response": text, "reward": float(reward), "cluster": int(cluster)}
-        for text, reward, cluster in zip(*columns, strict=True)
-    ]
+def _texts(spec: DrawSpec, batch: PromptBatch, sampled: _Sampled) -> dict[int, list[Excerpt]]:
+    """Of the prompts whose generations are kept, by row, those that this process has."""
+    num_generations = spec.generation.num_generations
+    kept = set(spec.samples.rows(len(batch.problems), num_generations)) & set(sampled.rows)
+    count = spec.samples.num_generations(num_generations)
+    texts = [text for row in sorted(kept) for text in sampled.responses[sampled.rows.index(row)][:count]]
+    cut = excerpts(texts, spec.samples.num_bytes)
+    return {row: cut[index * count : (index + 1) * count] for index, row in enumerate(sorted(kept))}
+
+
+def _samples(
+    spec: DrawSpec,
+    batch: PromptBatch,
+    texts: Mapping[int, Sequence[Excerpt]],
+    completions: Completions,
+    grading: Grading,
+    advantages_PN: np.ndarray,
+) -> list[dict[str, Any]]:
+    """The generations that are kept, the texts by row, with their grades."""
+    responses = [texts[row] for row in sorted(texts)]
+    return sample_rows(spec.samples, batch.problems, responses, completions, grading.grades, advantages_PN)
 
 
 def _join(parts: Sequence[Any]) -> Any:
@@ -172,14 +188,22 @@ def _join(parts: Sequence[Any]) -> Any:
     return jax.tree.map(lambda *x: (np if on_host else jnp).concatenate(x), *parts)
 
 
-def _everywhere(rows: Sequence[int], completions: Completions, gradings: Sequence[Grading]) -> tuple[Any, Grading]:
-    """Completions and grades of all prompts, in their order, from those of each process's own."""
+def _everywhere(
+    sampled: _Sampled, gradings: Sequence[Grading], texts: Mapping[int, Sequence[Excerpt]]
+) -> tuple[Completions, Grading, dict[int, list[Excerpt]]]:
+    """Completions and grades of all prompts, in their order, and the texts of some by row, from those of each process's
+    own."""
+    columns = dataclasses.astuple(sampled.completions)
     own = [
-        [[column[i].tolist() for column in dataclasses.astuple(completions)], grading.to_json()]
-        for i, grading in enumerate(gradings)
+        [[column[i].tolist() for column in columns], grading.to_json(), texts.get(row)]
+        for i, (row, grading) in enumerate(zip(sampled.rows, gradings, strict=True))
     ]
-    measured, graded = zip(*collectives.gather_rows(rows, own), strict=True)
-    return Completions(*map(np.array, zip(*measured, strict=True))), join([Grading.from_json(g) for g in graded])
+    measured, graded, read = zip(*collectives.gather_rows(sampled.rows, own), strict=True)
+    return (
+        Completions(*map(np.array, zip(*measured, strict=True))),
+        join([Grading.from_json(value) for value in graded]),
+        {row: [Excerpt(*text) for text in of_row] for row, of_row in enumerate(read) if of_row is not None},
+    )
 
 
 def trains_on_nothing(draws: Sequence[Draw]) -> bool:

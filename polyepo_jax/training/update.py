@@ -26,6 +26,7 @@ from polyepo_jax.sharding import (
     replicated,
 )
 from polyepo_jax.training.packing import Packed, folding, pack, permuted
+from polyepo_jax.training.update_numbers import combined, of_no_update, per_token, summary
 from polyepo_jax.types import Array, Batch
 
 
@@ -259,7 +260,10 @@ def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=(
 
         def add(index, total):
             part = jax.tree.map(lambda x: x[index], parts)
-            return jax.tree.map(jnp.add, total, gradient_of(params, part, reference_params))
+            (loss, sums), gradient = gradient_of(params, part, reference_params)
+            (total_loss, totals), total_gradient = total
+            loss, gradient = jax.tree.map(jnp.add, (total_loss, total_gradient), (loss, gradient))
+            return (loss, combined(totals, sums)), gradient
 
         shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda x: x[0], parts), reference_params)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -311,9 +315,7 @@ def pass_step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
       said of tokens, of which there were none.
     """
     new = dataclasses.replace(state, step=state.step + 1)
-    zero, undefined = jnp.zeros(()), jnp.full((), jnp.nan)
-    stats = {"loss": zero, "grad_norm": zero, "learning_rate": zero, "clip_frac": undefined, "sampler_gap": undefined}
-    return new, stats | {"tokens": zero, "nonfinite": zero, "nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
+    return new, of_no_update() | {"nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -332,10 +334,11 @@ def train_step(
 
     Returns:
       The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, `learning_rate`, means over the updates, and
-      `importance_capped_frac` where the loss has an importance cap; `sampler_gap`, the mean
-      |trainer logprob - sampler logprob| before the first update, nats (like `clip_frac` of the rows that were not
-      skipped; NaN if all were); `tokens`, real ones of prompts and completions that all updates went through;
-      `nonfinite`, updates skipped, and `nonfinite_in_a_row` of the new state.
+      `importance_capped_frac` where the loss has an importance cap; `ratio_mean` and `ratio_max` of the ratio that the
+      loss clips, over tokens and updates; `sampler_gap`, the mean |trainer logprob - sampler logprob| before the first
+      update, nats (like `clip_frac` and the ratio's of the rows that were not skipped; NaN if all were); `tokens`, real
+      ones of prompts and completions that all updates went through; `nonfinite`, updates skipped, and
+      `nonfinite_in_a_row` of the new state.
     """
     num_rows = batch.tokens_BT.shape[0]
     num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)
@@ -363,32 +366,11 @@ def train_step(
         )
         num_updates = optax.tree.get(state.opt_state, "ScaleByScheduleState").count
         stats = {"loss": loss, "grad_norm": grad_norm, "nonfinite": ~finite, "learning_rate": schedule(num_updates)}
-        return new_state, stats | _per_token(sums)
+        return new_state, stats | per_token(sums)
 
     indices = jnp.arange(spec.num_iterations * num_mini_batches)
     state, stats = jax.lax.scan(update, state, indices, unroll=indices.size == 1)
     state = dataclasses.replace(state, step=state.step + 1)
     chex.assert_shape(stats["loss"], indices.shape)
     # A copy of the last: the state itself is donated.
-    return state, _summary(stats) | {"nonfinite_in_a_row": state.nonfinite_in_a_row + 0}
-
-
-def _per_token(sums: dict[str, Array]) -> dict[str, Array]:
-    """Of an update's sums the means over the tokens that it trained, and `all_tokens` as it is."""
-    tokens, all_tokens = sums.pop("tokens"), sums.pop("all_tokens")
-    means = {name: total / jnp.maximum(tokens, 1) for name, total in sums.items()}
-    return means | {"gap": jnp.where(tokens > 0, means["gap"], jnp.nan), "all_tokens": all_tokens}
-
-
-def _summary(stats: dict[str, Array]) -> dict[str, Array]:
-    """Of the numbers of a step's updates, [updates] each, those of the step."""
-    means = {"loss", "grad_norm", "learning_rate", "kl"} & stats.keys()
-    summary = {name: jnp.mean(stats[name]) for name in sorted(means)}
-    if "importance_capped" in stats:
-        summary["importance_capped_frac"] = jnp.mean(stats["importance_capped"])
-    if "clipped" in stats:
-        summary["clip_frac"] = jnp.mean(stats["clipped"])
-    summary["sampler_gap"] = stats["gap"][0]
-    summary["tokens"] = jnp.sum(stats["all_tokens"])
-    summary["nonfinite"] = jnp.sum(stats["nonfinite"])
-    return summary
+    return state, summary(stats) | {"nonfinite_in_a_row": state.nonfinite_in_a_row + 0}

@@ -109,12 +109,12 @@ def test_commands_end_with_one_line_and_status_2_on_bad_input(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["train", "sft", "evaluate", "report", "samples"])
 def test_every_command_has_help(command):
     config = {"train": "poly_epo", "sft": "warm_start"}.get(command)
     arguments = [] if config is None else ["--config", f"configs/polynomial/{config}.py"]
     outcome = command_line(f"polyepo_jax.{command}", *arguments, "--help")
     assert outcome.returncode == 0, outcome.stderr
-    assert {"train": "--run-dir", "sft": "--profile", "evaluate": "--num-samples", "report": "--out"}[
-        command
-    ] in outcome.stdout
+    options = {"train": "--run-dir", "sft": "--profile", "evaluate": "--num-samples", "report": "--out"}
+    options |= {"samples": "--cluster"}
+    assert options[command] in outcome.stdout

@@ -90,6 +90,16 @@ def test_a_run_writes_what_the_readme_says(finished):
     assert sorted(p.name for p in (finished / "checkpoints").iterdir() if p.name.isdigit()) == ["4", "6"]
 
 
+def test_the_kept_generations_are_those_of_the_metrics(finished):
+    samples = [json.loads(line) for line in (finished / "samples.jsonl").read_text().splitlines()]
+    for line in metrics_of(finished):
+        rows = [row for row in samples if row["step"] == line["step"]]  # of all four prompts
+        assert [row["sample"] for row in rows] == [0, 1, 2, 3] * 4
+        correct, lengths = [row["reward"] for row in rows], [row["length"] for row in rows]
+        assert (np.mean(correct), np.mean(lengths)) == (line["rewards/mean"], line["completions/mean_length"])
+        assert np.mean([row["truncated"] for row in rows]) == line["completions/truncated_frac"]
+
+
 def test_training_changes_the_policy(finished):
     config = rl_config(eval_interval_steps=3)
     before = jax.device_get(init(MODEL, stream(0, "init")))

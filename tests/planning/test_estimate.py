@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from polyepo_jax.config import AlgorithmConfig, Config, SamplingConfig
+from polyepo_jax.config import AlgorithmConfig, Config, LoggingConfig, SamplingConfig
 from polyepo_jax.config.meshes import why_not
 from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.losses import PolicyLoss
@@ -85,8 +85,10 @@ def test_weights_and_optimizer_are_those_of_arrays(mesh, changes):
     sizes = mesh_sizes(mesh, 8)
     assert state_bytes(config, sizes) == (on_first_device(state.params), on_first_device(state.opt_state))
     with_reference = dataclasses.replace(config.algorithm, loss=PolicyLoss(beta=0.1))
-    weights, optimizer = state_bytes(dataclasses.replace(config, algorithm=with_reference), sizes)
-    assert (weights, optimizer) == (2 * on_first_device(state.params), on_first_device(state.opt_state))
+    measured = LoggingConfig(kl_interval_steps=10)
+    for changes in ({"algorithm": with_reference}, {"logging": measured}):
+        weights, optimizer = state_bytes(dataclasses.replace(config, **changes), sizes)
+        assert (weights, optimizer) == (2 * on_first_device(state.params), on_first_device(state.opt_state))
 
 
 # Of a row: tokens, sampler logprobs, two masks; and its advantage.

@@ -63,6 +63,20 @@ def words(text):
     return re.sub(r"\s+", " ", text)
 
 
+def test_the_initial_policy_is_counted_where_it_is_kept(run, tiny):
+    arguments = "--config", tiny, "--topology", "v5e:2x2", "--estimate-only"
+    (_, without), (_, measured) = run(*arguments), run(*arguments, "--logging.kl-interval-steps", "10")
+    weights = without["update"]["estimate_bytes"]["weights"]
+    assert weights > 0
+    for name in ("update", "rollout"):
+        assert measured[name]["peak_bytes"] - without[name]["peak_bytes"] == weights
+        # To the compiler, whose programs do not have it, it is added.
+        assert measured[name]["resident_bytes"] - without[name]["resident_bytes"] == weights
+    _, penalised = run(*arguments, "--algorithm.loss.beta", "0.1", "--logging.kl-interval-steps", "10")
+    assert penalised["update"]["resident_bytes"] == 0
+    assert penalised["update"]["estimate_bytes"]["weights"] == 2 * weights
+
+
 PHASE_KEYS = {"peak_bytes", "flops", "bound_by", "seconds"}
 
 

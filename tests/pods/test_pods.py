@@ -49,7 +49,7 @@ def assert_equal_metrics(first, second):
 def alone(tmp_path_factory):
     """One process with all eight devices."""
     directory = tmp_path_factory.mktemp("alone") / "run"
-    run((1, 8), directory, "--eval-interval-steps", "3")
+    run((1, 8), directory, "--eval-interval-steps", "3", "--logging.kl-interval-steps", "4")
     return directory
 
 
@@ -57,8 +57,9 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("shape", [(2, 4), (4, 2)])
 def test_processes_change_nothing(alone, tmp_path, shape):
     directory = tmp_path / "run"
-    run(shape, directory, "--eval-interval-steps", "3")
+    run(shape, directory, "--eval-interval-steps", "3", "--logging.kl-interval-steps", "4")
     assert_equal_metrics(metrics_of(directory), metrics_of(alone))
+    assert [line["step"] for line in metrics_of(alone) if line.get("kl/start", 0) > 0] == [4]
     assert (directory / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
     assert {p.name for p in directory.iterdir()} == {p.name for p in alone.iterdir()}
     chex.assert_trees_all_close(params_of(directory), params_of(alone), rtol=1e-4, atol=1e-6)

@@ -26,6 +26,9 @@ def test_rollout_metrics_by_hand():
     assert rollout_metrics(completions_of(rollouts), Grades(rewards, clusters, valid), advantages) == pytest.approx(
         {
             "rewards/mean": 5 / 10,
+            # Of 0, 1/2 and 1; the last group has no valid generation.
+            **{"rewards/group_min": 0.0, "rewards/group_q25": 0.25, "rewards/group_median": 0.5},
+            **{"rewards/group_q75": 0.75, "rewards/group_max": 1.0},
             "rewards/all_correct_frac": 1 / 4,
             "coverage": 2 / 4,
             "clusters/distinct": (2 + 2 + 1 + 0) / 4,

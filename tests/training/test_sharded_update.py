@@ -85,7 +85,10 @@ def test_an_update_does_not_depend_on_mesh_or_micro_batches(axes, dtype, micro_b
         mesh = make_mesh(MeshConfig(*axes))
         for micro_batch_rows in micro_batches:
             cut = dataclasses.replace(spec, micro_batch_rows=micro_batch_rows)
-            assert_same_update(updated(cut, params, batch, mesh), expected, params, TOLERANCE[dtype])
+            actual = updated(cut, params, batch, mesh)
+            assert_same_update(actual, expected, params, TOLERANCE[dtype])
+            for name in ("ratio_mean", "ratio_max"):
+                assert float(actual[1][name]) == pytest.approx(float(expected[1][name]), rel=TOLERANCE[dtype])
 
 
 IDLE = np.array([0, 2, 3, 5, 7])  # rows without advantage; more than two micro-batches of two

@@ -89,7 +89,7 @@ def test_loss_is_the_formula_on_a_full_forward(params, loss, sampling):
 
     logprobs, kl_to = (np.asarray(logprobs_of(p, batch, sampling.transform)) for p in (params, reference))
     mask = np.asarray(batch.loss_mask_BT[:, PROMPT:])
-    total = 0.0
+    total, ratios = 0.0, []
     for b in range(ROWS):
         row = 0.0
         for t in np.flatnonzero(mask[b]):
@@ -99,6 +99,7 @@ def test_loss_is_the_formula_on_a_full_forward(params, loss, sampling):
             log_ratio = np.clip(logprobs[b, t] - float(batch.sampler_logprobs_BT[b, PROMPT + t]), -20, 20)
             advantage = float(batch.advantages_B[b])
             ratio = np.exp(log_ratio)
+            ratios.append(ratio)
             row -= min(ratio * advantage, np.clip(ratio, 0.8, 1.28) * advantage)
             gap = np.clip(kl_to[b, t] - logprobs[b, t], -20, 20)
             row += loss.beta * (np.exp(gap) - 1 - gap)
@@ -108,6 +109,8 @@ def test_loss_is_the_formula_on_a_full_forward(params, loss, sampling):
     value, _, sums = loss_of(spec, params, batch, reference if loss.needs_reference else ())
     assert float(value) == pytest.approx(total, rel=2e-5)
     assert int(sums["tokens"]) == mask.sum()
+    if ratios:
+        assert (float(sums["ratio"]), float(sums["ratio_max"])) == pytest.approx((sum(ratios), max(ratios)), rel=2e-5)
 
 
 # PolicyLoss() itself: tests/test_sharded_update.py, on five meshes.
@@ -148,12 +151,15 @@ def test_mini_batches_and_iterations_are_successive_updates(params):
     spec = dataclasses.replace(SPEC, mini_batch_rows=4, num_iterations=2)
     state, stats = train_step(spec, init_state(spec, jax.tree.map(jnp.copy, params)), batch)
     single = init_state(SPEC, jax.tree.map(jnp.copy, params))
-    losses = []
+    losses, ratios = [], []
     for rows in (slice(0, 4), slice(4, 8)) * 2:
         single, one = train_step(SPEC, single, jax.tree.map(lambda x: x[rows], batch))  # noqa: B023
         losses.append(float(one["loss"]))
+        ratios.append([float(one["ratio_mean"]), float(one["ratio_max"])])
     chex.assert_trees_all_close(state.params, single.params, atol=1e-6)
     assert float(stats["loss"]) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert float(stats["ratio_mean"]) == pytest.approx(np.mean(ratios, axis=0)[0], rel=1e-5)
+    assert float(stats["ratio_max"]) == pytest.approx(np.max(ratios, axis=0)[1], rel=1e-5)
     assert int(state.step) == 1
     # Later updates move away from the sampler: some ratios leave the clipping range.
     assert 0 < float(stats["clip_frac"]) < 1
