@@ -13,6 +13,7 @@ from polyepo_jax.reports.visible import one_line
 
 _ABSENT = "-"
 _LONGEST = 120  # characters of a setting that is shown
+_DEEPEST = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +37,11 @@ class Method:
 
 
 def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration under dotted keys; lists are values."""
+    """A configuration under dotted keys; lists, and what is nested deeper than in any of ours, are values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= (
-            settings_of(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-        )
+        nested = isinstance(value, dict) and value and prefix.count(".") < _DEEPEST
+        flat |= settings_of(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return flat
 
 

@@ -67,7 +67,7 @@ def curve(values: Mapping[str, Any], name: str) -> dict[int, Any]:
 
 
 def _is_count(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 10
+    return text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0
 
 
 def _flat(entry: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -10,11 +10,12 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from polyepo_jax.pods import object_storage
 from polyepo_jax.reports import figures
 from polyepo_jax.reports.comparisons import same_num_samples
 from polyepo_jax.reports.differences import Method
 from polyepo_jax.reports.runs import Run
-from polyepo_jax.reports.side_by_side import Row, side_by_side
+from polyepo_jax.reports.side_by_side import MOST_COLUMNS, Row, side_by_side
 from polyepo_jax.reports.tables import (
     Table,
     benchmark_names,
@@ -25,7 +26,7 @@ from polyepo_jax.reports.tables import (
     sampled,
     settings_table,
 )
-from polyepo_jax.reports.visible import visible
+from polyepo_jax.reports.visible import one_line, visible
 
 Styles = Mapping[str, figures.Style]
 
@@ -101,7 +102,9 @@ def _benchmark_section(methods: Sequence[Method], names: Sequence[str], name: st
             f"Evaluated with different numbers of samples ({', '.join(counts)}): counts of different answers, coverage "
             "and branching grow with them and are not compared; pass@k at equal k and rarefied counts are."
         )
-    samplings = {tuple(sorted((k, str(v)) for k, v in m.runs[0].sampling.items() if k != "seed")) for m in present}
+    samplings = {
+        tuple(sorted((k, one_line(str(v), 40)) for k, v in m.runs[0].sampling.items() if k != "seed")) for m in present
+    }
     if len(samplings - {()}) > 1:
         written = [", ".join(f"{k} {v}" for k, v in sampling) for sampling in sorted(samplings - {()})]
         remarks.append(f"Sampled differently ({visible('; '.join(written))}), which changes all of it.")
@@ -185,7 +188,8 @@ def make_report(runs: Sequence[Run], methods: Sequence[Method]) -> Report:
     damaged: list[str] = []
     rows = side_by_side(methods, damaged)
     if rows:
-        lead = "The same problems from one run of each method, with its first few samples."
+        which = f"each of the first {MOST_COLUMNS} methods" if len(methods) > MOST_COLUMNS else "each method"
+        lead = f"The same problems from one run of {which}, with its first few samples."
         sections.append(Section("generations", "Generations side by side", lead, rows=tuple(rows)))
     settings = settings_table(runs)
     if settings:
@@ -212,7 +216,7 @@ def _key(report: Report) -> list[dict[str, Any]]:
             step = [] if run.checkpoint_step is None else [f"evaluated at step {run.checkpoint_step:,}"]
             last = [f"{run.steps[-1]:,} steps logged"] if run.steps.size else []
             seed = [f"seed {run.config['seed']}"] if method.num_seeds > 1 else []
-            details.append((visible(str(run.directory)), ", ".join([*seed, *step, *last])))
+            details.append((visible(object_storage.name_of(run.directory)), ", ".join([*seed, *step, *last])))
         key.append(
             {
                 "label": method.label,

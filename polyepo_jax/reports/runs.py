@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from polyepo_jax.errors import InputError
+from polyepo_jax.pods import object_storage
 from polyepo_jax.reports.estimates import NEWER, NO_PROBLEMS, Benchmark, benchmark_of, problems_of
 from polyepo_jax.reports.json_files import number, read_lines, read_object
 from polyepo_jax.reports.visible import one_line, visible
@@ -98,7 +99,7 @@ def _load_benchmarks(
     content: Mapping[str, Any], directory: Path, missing: list[str], damaged: list[str]
 ) -> dict[str, Benchmark]:
     path, num_samples, entries = directory / "eval.json", content.get("num_samples"), content.get("benchmarks")
-    if not isinstance(num_samples, int) or not isinstance(entries, dict) or not entries:
+    if not isinstance(num_samples, int) or num_samples < 1 or not isinstance(entries, dict) or not entries:
         damaged.append(f"{path}: expected num_samples and at least one benchmark; the file is left out")
         return {}
     problems_path = directory / "eval_problems.jsonl"
@@ -141,7 +142,7 @@ def _load_run(directory: Path) -> Run:
         consequences = {
             "config.json": "its settings are not compared, and it is not taken as one of several seeds",
             "metrics.jsonl": "no curves over training",
-            "eval.json": f"run `python -m polyepo_jax.evaluate --run-dir {directory}` to have one",
+            "eval.json": f"run `python -m polyepo_jax.evaluate --run-dir {object_storage.name_of(directory)}`",
         }
         missing += [f"no {name}: {consequences[name]}" for name in _FILES if not there[name]]
         if samples is None:

@@ -14,6 +14,7 @@ from polyepo_jax.reports.visible import Excerpt, excerpt, visible
 DEGENERATE = -1  # as in eval_samples.jsonl
 _PROBLEMS, _PROBLEMS_OF_EACH = 3, 2  # of a benchmark alone, of each of several
 _MOST_PROBLEMS = 8
+MOST_COLUMNS = 6
 _SAMPLES = 6
 _LONGEST = 500  # characters
 _LONGEST_STRIP = 24  # clusters
@@ -161,12 +162,13 @@ def _column(label: str, rows: Sequence[dict[str, Any]]) -> Column:
 
 
 def side_by_side(methods: Sequence[Method], notes: list[str]) -> list[Row]:
-    """The same first few problems from one run of each method, with its first few samples of each.
+    """The same first few problems from one run of each of the first methods, with its first few samples of each.
 
     Args:
       notes: what of the files could not be read is added.
     """
-    runs = {m.label: run for m in methods for run in [next((run for run in m.runs if run.samples), None)] if run}
+    firsts = {method.label: next((run for run in method.runs if run.samples), None) for method in methods}
+    runs = dict([(label, run) for label, run in firsts.items() if run is not None][:MOST_COLUMNS])
     found: dict[str, dict[Key, list[dict[str, Any]]]] = {}
     keys: list[Key] = []
     for label, run in runs.items():

@@ -166,6 +166,7 @@ def differences_table(methods: Sequence[Method], name: str) -> Table | None:
         return None
     measures = _measures([of.estimates for _, of in found], _high_variance_above([base, *others], name))
     problems = _words([of.num_problems for _, of in found])
+    several = any(len(method.evaluated(name)) > 1 for method in (base, *others))
     return Table(
         title=f"Differences to {base.label}",
         columns=("", *(head(method, name) for method, _ in found)),
@@ -174,7 +175,8 @@ def differences_table(methods: Sequence[Method], name: str) -> Table | None:
             for measure, words in measures.items()
         ),
         note=f"On the same {problems} problems, paired; shares in percentage points. Beneath each: its 95 % interval, "
-        "bootstrap over problems. ▲ ▼ the interval lies above or below 0.",
+        "bootstrap over problems. ▲ ▼ the interval lies above or below 0."
+        + (" Several seeds are averaged on each problem first." if several else ""),
     )
 
 

@@ -40,7 +40,7 @@ def test_the_command_writes_a_page_with_its_figures_as_files(run_dirs, tmp_path,
     for name in names:
         content = (out / f"{name}.png").read_bytes()
         assert content.startswith(PNG_SIGNATURE)
-        assert struct.unpack(">I", content[16:20])[0] == (1800 if name == "comparison" else 900)
+        assert struct.unpack(">I", content[16:20])[0] == (1848 if name == "comparison" else 948)
         assert 5_000 < len(content) < 500_000
         assert ElementTree.fromstring((out / f"{name}.svg").read_bytes()).tag.endswith("svg")
     captured = capsys.readouterr()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from polyepo_jax.reports import figures, load_runs, methods_of
+from polyepo_jax.reports.comparisons import Estimate
 from polyepo_jax.reports.figures import canvas, curves, evaluation, lines, metrics, overview, palette, training
 from polyepo_jax.reports.figures.costs import step_times
 from tests.reports.synthetic import demo, make_run, write_lines
@@ -26,7 +27,7 @@ def words(picture):
 
 def draw(metric_name, found):
     (metric,) = (m for m in (*metrics.VARIETY, *metrics.LEARNING) if m.name == metric_name)
-    figure = canvas.new_figure()
+    figure = canvas.new_figure(len(found))
     caption = training.draw_metric(figure, metric, found, palette.styles_of(found))
     return figure, caption
 
@@ -222,3 +223,36 @@ def test_inline_figures_have_ids_of_their_own_and_the_page_s_colors(tmp_path):
         assert root.get("role") == "img"
         assert picture.caption in root.get("aria-label")
     assert len(ids) == len(set(ids))
+
+
+def test_a_figure_has_room_for_the_names_of_all_lines(tmp_path):
+    found = methods(*(make_run(tmp_path / f"m{i}", num_clusters=1 + i, **SMALL) for i in range(14)))
+    for picture in figures.benchmark_pictures(*section(found)):
+        (ax,) = picture.figure.axes
+        heights = sorted(text.xyann[1] for text in ax.texts)
+        assert len(heights) == 14
+        assert np.diff(heights).min() >= canvas.LABEL_POINTS - 1e-6
+        assert heights[-1] <= 72 * ax.get_window_extent().height / picture.figure.dpi + 1e-6
+
+
+def test_points_too_close_to_name_beside_are_named_at_the_side():
+    def points(*places):
+        return [tuple(Estimate(value, np.nan, np.nan) for value in place) for place in places]
+
+    assert not evaluation._crowded(points((0.4, 15), (0.99, 1.2), (0.83, 16)))
+    assert evaluation._crowded(points((0.80, 15), (0.99, 1.2), (0.83, 15.5), (0.2, 3)))
+    assert not evaluation._crowded(points((0.5, 0.0)))
+
+
+def test_rarefied_counts_of_few_problems_are_hollow(tmp_path):
+    directory = make_run(tmp_path / "grpo", p_correct=0.9, **SMALL)
+    path = directory / "eval.json"
+    content = json.loads(path.read_text())
+    content["benchmarks"][NAME] |= {
+        "rarefied_correct": {"1": 1.0, "2": 1.5, "4": 2.0, "8": 3.0},
+        "rarefied_problems": {"1": 4, "2": 4, "4": 2, "8": 1},
+    }
+    path.write_text(json.dumps(content))
+    (picture,) = (p for p in figures.benchmark_pictures(*section(methods(directory))) if p.name == "rarefied_correct")
+    hollow = [line for line in picture.figure.axes[0].lines if line.get_markerfacecolor() == palette.PAPER]
+    assert [line.get_xdata().tolist() for line in hollow] == [[8.0]]

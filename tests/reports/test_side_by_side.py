@@ -130,3 +130,9 @@ def test_excerpts_leave_out_the_middle_and_count_it():
     long = excerpt("a" * 60 + "b" * 100_000 + "c" * 30, 90)
     assert (long.head, long.left_out, long.tail) == ("a" * 60, 100_000, "c" * 30)
     assert one_line("a" * 100, 11) == "aaaaa…aaaaa"
+
+
+def test_no_more_columns_than_fit(tmp_path):
+    directories = [make_run(tmp_path / f"m{i}", num_problems=1, m=2, steps=1) for i in range(8)]
+    ((row,), _) = rows_of(*directories)
+    assert [column.label for column in row.columns] == [f"m{i}" for i in range(6)]

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+from matplotlib.transforms import Bbox
 
 from polyepo_jax.reports.figures import palette
 
@@ -20,6 +21,9 @@ _DPI = 240
 _TITLE, _TEXT, _LABEL = 10.5, 8.5, 9.0  # points
 _LEFT, _BOTTOM, _TOP = 0.47, 0.4, 0.58  # inches around the axes; the right side depends on the labels
 _LONGEST_LABEL = 16  # characters
+LABEL_POINTS = 11.5  # distance between the names of lines
+_MARGIN = 0.1  # inches around a figure in a file of its own
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +55,9 @@ def text_width(text: str, points: float, weight: str = "normal") -> float:
     return width / 72
 
 
-def new_figure(width: float = WIDTH, height: float = HEIGHT) -> Figure:
-    """Inches."""
+def new_figure(num_labels: int, width: float = WIDTH) -> Figure:
+    """Of so many inches; higher where there are too many lines to name them in the usual height."""
+    height = max(HEIGHT, _BOTTOM + _TOP + num_labels * LABEL_POINTS / 72)
     return Figure(figsize=(width, height), dpi=_DPI, facecolor=palette.PAPER)
 
 
@@ -98,7 +103,7 @@ def add_panel(
 
 def svg_bytes(picture: Picture) -> bytes:
     """The figure as an SVG file, its text as text, the same bytes for the same figure."""
-    return _saved(picture.figure, "svg", dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return _saved(picture.figure, "svg", _NO_METADATA)
 
 
 def png_bytes(picture: Picture) -> bytes:
@@ -106,18 +111,21 @@ def png_bytes(picture: Picture) -> bytes:
     return _saved(picture.figure, "png", {"Software": None})
 
 
-def _saved(figure: Figure, kind: str, metadata: Mapping[str, None]) -> bytes:
+def _saved(figure: Figure, kind: str, metadata: Mapping[str, None], margin: float = _MARGIN) -> bytes:
+    """The file, with so many inches around the figure."""
     buffer = io.BytesIO()
+    width, height = figure.get_size_inches()
+    box = Bbox(((-margin, -margin), (width + margin, height + margin))) if margin else None
     options: Any = {"svg.fonttype": "none", "svg.hashsalt": "polyepo_jax", "font.family": "sans-serif"}
     with matplotlib.rc_context(options), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of characters that the font lacks
-        figure.savefig(buffer, format=kind, metadata=dict(metadata))
+        figure.savefig(buffer, format=kind, metadata=dict(metadata), bbox_inches=box)
     return buffer.getvalue()
 
 
 def inline_svg(picture: Picture) -> str:
     """The figure for the page: with the page's font and colours, ids of its own, and a description."""
-    text = svg_bytes(picture).decode("utf-8")
+    text = _saved(picture.figure, "svg", _NO_METADATA, margin=0).decode("utf-8")
     text = text[text.index("<svg") :]
     # The page has its own style; this one would hold for all of the page.
     text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)

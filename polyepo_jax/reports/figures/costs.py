@@ -70,9 +70,8 @@ def time_picture(methods: Sequence[Method], suffix: str = "") -> Picture | None:
     if not times:
         return None
     names = [name for name in (*_PARTS.values(), _OTHER) if any(name in parts for parts in times.values())]
-    height = 1.15 + 0.3 * len(times)
     left = 0.12 + max(canvas.text_width(canvas.short(label), 8.5) for label in times)
-    title, figure = "Where a step's time goes", canvas.new_figure(height=max(height, canvas.HEIGHT))
+    title, figure = "Where a step's time goes", canvas.new_figure(2 * len(times))
     ax = canvas.add_panel(figure, title, "seconds a step, mean", "", ["10.25 s"], left=left)
     _draw_bars(ax, times, names)
     _draw_key(ax, names)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -69,7 +70,8 @@ _OTHERS = (
         *("rarefied_correct", "Distinct correct answers, rarefied", "different ones among s correct samples"),
         "s correct samples",
         "E[different clusters among s correct samples] = Σ 1 - binom(c - m, s) / binom(c, s), over clusters of m "
-        "among c correct samples, over problems with at least s. It compares variety at equally many correct samples.",
+        "among c correct samples, over problems with at least s. It compares variety at equally many correct samples. "
+        "Hollow: most problems have fewer.",
         share=False,
     ),
     _Curve(
@@ -104,15 +106,15 @@ def how_to_read(methods: Sequence[Method], name: str) -> str:
     return " ".join(notes)
 
 
-def lines_of(points_by_label: Mapping[str, Mapping[int, Estimate]], above: Mapping[str, int]) -> list[Line]:
-    """Lines through estimates by k; hollow beyond `above` of the label."""
+def lines_of(points_by_label: Mapping[str, Mapping[int, Estimate]], up_to: Mapping[str, int]) -> list[Line]:
+    """Lines through estimates by k; hollow beyond `up_to` of the label, if it has any."""
     lines = []
     for label, points in points_by_label.items():
         ks = np.array([*points], float)
         values, low, high = (
             np.array([getattr(point, field) for point in points.values()], float) for field in ("value", "low", "high")
         )
-        lines.append(Line(label, ks, values, low, high, ks > above.get(label, np.inf), np.array([])))
+        lines.append(Line(label, ks, values, low, high, ks > up_to.get(label, np.inf), np.array([])))
     return lines
 
 
@@ -124,12 +126,24 @@ def _above(methods: Sequence[Method], name: str) -> dict[str, int]:
     }
 
 
+def _of_most_problems(methods: Sequence[Method], name: str) -> dict[str, int]:
+    """Up to which s at least half of the problems have s correct samples, where the runs say."""
+    found = {}
+    for method in methods:
+        benchmarks = [run.benchmarks[name] for run in method.evaluated(name)]
+        if all(benchmark.rarefied_problems for benchmark in benchmarks):
+            most = [[s for s, n in b.rarefied_problems.items() if 2 * n >= b.num_prompts] for b in benchmarks]
+            found[method.label] = min(max(of, default=0) for of in most)
+    return found
+
+
 def _lines(shown: _Curve, methods: Sequence[Method], name: str) -> list[Line]:
     points = {method.label: curve(estimates_of(method, name), shown.name) for method in methods}
     points = {label: by_k for label, by_k in points.items() if by_k}
     if all(max(by_k) < 2 for by_k in points.values()):
         return []
-    return lines_of(points, _above(methods, name) if shown.name.endswith("_at_k") else {})
+    up_to = _above(methods, name) if shown.name.endswith("_at_k") else {}
+    return lines_of(points, _of_most_problems(methods, name) if shown.name == "rarefied_correct" else up_to)
 
 
 def _draw_curve(figure: Figure, shown: _Curve, lines: Sequence[Line], styles: Styles) -> None:
@@ -155,7 +169,7 @@ def _curve_picture(shown: _Curve, methods: Sequence[Method], name: str, styles: 
     lines = _lines(shown, methods, name)
     if not lines:
         return None
-    figure = canvas.new_figure()
+    figure = canvas.new_figure(len(lines))
     _draw_curve(figure, shown, lines, styles)
     return Picture(f"{shown.name}{suffix}", shown.title, shown.caption, figure)
 
@@ -170,7 +184,7 @@ def _difference_picture(methods: Sequence[Method], name: str, styles: Styles, su
         return None
     above = _above(methods, name)
     lines = lines_of(points, {label: min(above[label], above[base.label]) for label in points})
-    title, figure = "pass@k, difference", canvas.new_figure()
+    title, figure = "pass@k, difference", canvas.new_figure(len(points) + 1)
     subtitle = f"percentage points above {canvas.short(base.label)}"
     ax = canvas.add_panel(figure, title, subtitle, "k samples", [*points, base.label])
     ax.axhline(0, color=styles[base.label].color, linestyle=styles[base.label].linestyle, linewidth=1.2)
@@ -193,13 +207,16 @@ def draw_frontier(figure: Figure, methods: Sequence[Method], name: str, styles: 
     """pass@1 against distinct correct answers, a point for each method; returns whether they compare."""
     present = [method for method in methods if method.evaluated(name)]
     found = {method.label: estimates_of(method, name) for method in present}
-    found = {label: of for label, of in found.items() if "pass_at_k/1" in of and "distinct_correct" in of}
-    if not found or not same_num_samples(present, name):
+    points = {
+        label: (of["pass_at_k/1"], of["distinct_correct"])
+        for label, of in found.items()
+        if "pass_at_k/1" in of and "distinct_correct" in of
+    }
+    if not points or not same_num_samples(present, name):
         return False
     samples = present[0].evaluated(name)[0].benchmarks[name].num_samples
-    subtitle = f"distinct correct answers among {samples} samples"
-    ax = canvas.add_panel(figure, _FRONTIER, subtitle, "pass@1", column=column)
-    points = {label: (of["pass_at_k/1"], of["distinct_correct"]) for label, of in found.items()}
+    subtitle, crowded = f"distinct correct answers among {samples} samples", _crowded([*points.values()])
+    ax = canvas.add_panel(figure, _FRONTIER, subtitle, "pass@1", [*points] if crowded else (), column)
     for label, (x, y) in points.items():
         # Bars of no length where the interval is undefined.
         xerr, yerr = (np.fmax([[e.value - e.low], [e.high - e.value]], 0.0) for e in (x, y))
@@ -207,10 +224,27 @@ def draw_frontier(figure: Figure, methods: Sequence[Method], name: str, styles: 
         ax.errorbar(x.value, y.value, yerr, xerr, color=color, marker=marker, markersize=6, elinewidth=1.4, ls="")
     left, right = ax.get_xlim()
     margin = max(0.12 * (right - left), 0.01)
-    ax.set_xlim(left - margin, right + 2 * margin)
+    ax.set_xlim(left - margin, right + (margin if crowded else 2 * margin))
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value) if value <= 1 + 1e-9 else ""))
     vertical(ax, compact, 0, 1.15 * ax.get_ylim()[1])
+    if crowded:
+        label_ends(ax, {label: y.value for label, (_, y) in points.items()}, styles)
+    else:
+        _label_points(ax, points, styles)
+    return True
+
+
+def _crowded(points: Sequence[tuple[Estimate, Estimate]]) -> bool:
+    """Whether names beside the points might overlap; they then stand at the panel's side, at the points' heights."""
+    places = np.array([[x.value, y.value] for x, y in points])
+    places /= np.maximum([np.ptp(places[:, 0]), places[:, 1].max()], 1e-9)
+    apart = np.abs(places[:, None] - places[None])
+    near = (apart[..., 0] < 0.4) & (apart[..., 1] < 0.12)
+    return bool(np.any(near & ~np.eye(len(places), dtype=bool)))
+
+
+def _label_points(ax: Axes, points: Mapping[str, tuple[Estimate, Estimate]], styles: Styles) -> None:
     for label, (x, y) in points.items():
         side = 1 if x.value < np.mean(ax.get_xlim()) else -1
         ax.annotate(
@@ -224,11 +258,10 @@ def draw_frontier(figure: Figure, methods: Sequence[Method], name: str, styles: 
             color=styles[label].color,
             parse_math=False,
         )
-    return True
 
 
 def _frontier_picture(methods: Sequence[Method], name: str, styles: Styles, suffix: str) -> Picture | None:
-    figure = canvas.new_figure()
+    figure = canvas.new_figure(len(methods))
     if not draw_frontier(figure, methods, name, styles):
         return None
     caption = (

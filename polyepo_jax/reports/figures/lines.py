@@ -7,11 +7,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from polyepo_jax.reports.figures import palette
-from polyepo_jax.reports.figures.canvas import short
+from polyepo_jax.reports.figures import canvas, palette
 
 MINUS = "\N{MINUS SIGN}"
-_LABEL_POINTS = 11.5  # distance between the lines' labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +32,29 @@ class Line:
 
 def draw_lines(ax: Axes, lines: Sequence[Line], styles: Mapping[str, palette.Style]) -> dict[str, float]:
     """Draws all lines over all bands; returns where each line ends, by label."""
+    alpha = 0.16 if len(lines) <= 4 else 0.08
     for line in lines:
         color = styles[line.label].color
         banded = np.isfinite(line.low) & np.isfinite(line.high)
         if banded.any():
-            ax.fill_between(line.x, line.low, line.high, where=banded, color=color, alpha=0.16, linewidth=0)
+            ax.fill_between(line.x, line.low, line.high, where=banded, color=color, alpha=alpha, linewidth=0)
         if line.raw.size:
             ax.plot(line.x, line.raw, color=color, alpha=0.25, linewidth=0.6)
     ends = {}
     for line in lines:
         style = styles[line.label]
         marker = style.marker if line.marked else ""
-        ax.plot(line.x, line.y, color=style.color, linestyle=style.linestyle, linewidth=1.6, marker=marker, ms=4)
+        ax.plot(
+            line.x,
+            line.y,
+            color=style.color,
+            linestyle=style.linestyle,
+            linewidth=1.6,
+            marker=marker,
+            markersize=4,
+            clip_on=not marker,
+            zorder=3,
+        )
         if line.hollow.any():
             ax.plot(
                 line.x[line.hollow],
@@ -56,6 +65,8 @@ def draw_lines(ax: Axes, lines: Sequence[Line], styles: Mapping[str, palette.Sty
                 markerfacecolor=palette.PAPER,
                 markeredgecolor=style.color,
                 markeredgewidth=1.2,
+                clip_on=False,
+                zorder=3,
             )
         if np.isfinite(line.y).any():
             ends[line.label] = float(line.y[np.isfinite(line.y)][-1])
@@ -89,10 +100,10 @@ def label_ends(ax: Axes, ends: Mapping[str, float], styles: Mapping[str, palette
     ax.get_ylim()  # settles the limits, and with them the transformation
     box = ax.get_window_extent()
     pixels = ax.transData.transform([(ax.get_xlim()[0], end) for end in ends.values()])[:, 1] - box.y0
-    heights = spread(np.clip(pixels * points, 0, box.height * points), _LABEL_POINTS, box.height * points)
+    heights = spread(np.clip(pixels * points, 0, box.height * points), canvas.LABEL_POINTS, box.height * points)
     for label, height in zip(ends, heights, strict=True):
         ax.annotate(
-            short(label),
+            canvas.short(label),
             (1, 0),
             (6, height),
             xycoords="axes fraction",

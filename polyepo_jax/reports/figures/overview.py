@@ -39,7 +39,7 @@ def comparison_picture(methods: Sequence[Method], name: str, styles: Styles) -> 
 
     None where one of the two cannot be drawn.
     """
-    figure = canvas.new_figure(2 * canvas.WIDTH)
+    figure = canvas.new_figure(len(methods), 2 * canvas.WIDTH)
     if not draw_pass_at_k(figure, methods, name, styles):
         return None
     for metric in _DISTINCT:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -97,7 +98,8 @@ def _draw(
     if metric.share:
         share_axis(ax, lines, [*references.values()])
     else:
-        vertical(ax, compact, 0 if metric.from_zero and ax.get_ylim()[0] > -1e-9 else None)
+        lowest = min(float(np.nanmin([*line.y, *line.low, *line.raw])) for line in lines)
+        vertical(ax, compact, 0 if metric.from_zero and lowest >= 0 else None)
     return ends
 
 
@@ -130,7 +132,7 @@ def pictures_of(metrics: Sequence[Metric], methods: Sequence[Method], styles: St
     """A figure for each metric that some method logged."""
     pictures = []
     for metric in metrics:
-        figure = canvas.new_figure()
+        figure = canvas.new_figure(len(methods))
         caption = draw_metric(figure, metric, methods, styles)
         if caption:
             pictures.append(Picture(f"{metric.name.replace('/', '_')}{suffix}", metric.title, caption, figure))
