@@ -155,3 +155,9 @@ def benchmark_of(
         },
         problems=problems,
     )
+
+
+def agree(benchmark: Benchmark) -> bool:
+    """Whether pass@1 is the mean of the problems' own, so that they are of one evaluation; True where one is unknown."""
+    own, mean = benchmark.problems.values.get("pass_at_k/1"), benchmark.values.get("pass_at_k/1")
+    return own is None or mean is None or not abs(float(own.mean()) - mean) > 1e-6

@@ -4,7 +4,7 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,26 @@ def read_object(path: Path, notes: list[str]) -> dict[str, Any]:
     return value
 
 
-def read_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and object of each line, one at a time; nothing where there is no file.
+def no_fault(_: dict[str, Any]) -> str:
+    return ""
+
+
+def has_problem(row: dict[str, Any]) -> str:
+    """Whether a line says which problem it belongs to."""
+    there = isinstance(row.get("benchmark"), str) and isinstance(row.get("id"), int)
+    return "" if there else 'expected "benchmark" and "id"'
+
+
+def read_lines(
+    path: Path, notes: list[str], fault_of: Callable[[dict[str, Any]], str] = no_fault
+) -> Iterator[dict[str, Any]]:
+    """The object of each line, one at a time; nothing where there is no file.
 
     A line that cannot be read is left out with a note, as is what follows the place where a file breaks off.
 
     Args:
       path: compressed if it ends in .gz.
+      fault_of: what is wrong with an object, "" if nothing is; it is left out if there is.
       notes: the first few damaged lines are added, and how many more there were, when the iterator ends.
     """
     if not path.is_file():
@@ -71,12 +84,13 @@ def read_lines(path: Path, notes: list[str]) -> Iterator[tuple[int, dict[str, An
                 if not line.strip():
                     continue
                 value, fault = _parse(line)
+                if fault and not line.endswith(b"\n"):
+                    fault = "breaks off in the middle of a line"
+                fault = fault or fault_of(value)
                 if not fault:
-                    yield line_number, value
+                    yield value
                     continue
                 damaged += 1
-                if not line.endswith(b"\n"):
-                    fault = "breaks off in the middle of a line"
                 if damaged <= _LINES_NAMED:
                     notes.append(f"{path}, line {line_number}: {fault}; the line is left out")
     except (OSError, EOFError, zlib.error) as error:

@@ -10,8 +10,8 @@ import numpy as np
 
 from polyepo_jax.errors import InputError
 from polyepo_jax.pods import object_storage
-from polyepo_jax.reports.estimates import NEWER, NO_PROBLEMS, Benchmark, benchmark_of, problems_of
-from polyepo_jax.reports.json_files import number, read_lines, read_object
+from polyepo_jax.reports.estimates import NEWER, NO_PROBLEMS, Benchmark, agree, benchmark_of, problems_of
+from polyepo_jax.reports.json_files import has_problem, number, read_lines, read_object
 from polyepo_jax.reports.visible import one_line, visible
 
 LABELS = {"warm_start": "base (warm start)", "grpo": "GRPO", "grpo_div": "GRPO+DIV", "poly_epo": "Poly-EPO"}
@@ -60,16 +60,15 @@ class Run:
         return bool(self.benchmarks or self.samples or any(self.series(name)[0].size for name in self.metrics))
 
 
+def _has_step(row: dict[str, Any]) -> str:
+    step = row.get("step")
+    there = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53
+    return "" if there else f'expected an integer "step", got {one_line(repr(step), 40)}'
+
+
 def _load_metrics(path: Path, notes: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Steps, values and where there are any; of a step that is there twice, the last."""
-    rows: dict[int, dict[str, Any]] = {}
-    for line_number, row in read_lines(path, notes):
-        step = row.get("step")
-        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53:
-            rows[step] = row
-        else:
-            got = one_line(repr(step), 40)
-            notes.append(f'{path}, line {line_number}: expected an integer "step", got {got}; the line is left out')
+    rows = {row["step"]: row for row in read_lines(path, notes, _has_step)}
     steps = sorted(rows)
     names = dict.fromkeys(name for row in rows.values() for name in row if name != "step")
     values = {name: np.array([number(rows[step].get(name)) for step in steps]) for name in names}
@@ -80,18 +79,14 @@ def _load_metrics(path: Path, notes: list[str]) -> tuple[np.ndarray, dict[str, n
 def _load_problems(path: Path, num_samples: int, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Lines of eval_problems.jsonl by benchmark; none, with a note, of another evaluation than eval.json."""
     found: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for line_number, row in read_lines(path, notes):
-        if not isinstance(row.get("benchmark"), str) or not isinstance(row.get("id"), int):
-            notes.append(f'{path}, line {line_number}: expected "benchmark" and "id"; the line is left out')
-        elif row.get("num_samples") != num_samples:
+    for row in read_lines(path, notes, has_problem):
+        if row.get("num_samples") != num_samples:
             got = one_line(repr(row.get("num_samples")), 20)
             notes.append(
-                f"{path}, line {line_number}: {got} samples where eval.json has {num_samples}: it is of another "
-                "evaluation, and the file is left out"
+                f"{path}: {got} samples where eval.json has {num_samples}: it is of another evaluation, and left out"
             )
             return {}
-        else:
-            found[row["benchmark"]].append(row)
+        found[row["benchmark"]].append(row)
     return found
 
 
@@ -114,9 +109,13 @@ def _load_benchmarks(
         benchmark = benchmark_of(entry, num_samples, above, problems, where, damaged)
         if benchmark is None:
             continue
-        benchmarks[visible(name)] = benchmark
-        if by_name and 0 < len(problems.ids) != benchmark.num_prompts:
+        if 0 < len(problems.ids) != benchmark.num_prompts:
             damaged.append(f"{problems_path}: {len(problems.ids):,} of {benchmark.num_prompts:,} problems of {name}")
+        elif not agree(benchmark):
+            damaged.append(f"{problems_path}: other means than in eval.json on {name}: of another evaluation, left out")
+            benchmark = benchmark_of(entry, num_samples, above, NO_PROBLEMS, where, [])
+            assert benchmark is not None
+        benchmarks[visible(name)] = benchmark
         if not benchmark.intervals:
             missing.append(f"no intervals on {visible(name)}: neither in eval.json nor from eval_problems.jsonl")
     absent = [name for name in NEWER if not any(isinstance(e, dict) and name in e for e in entries.values())]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from polyepo_jax.reports.differences import Method
-from polyepo_jax.reports.json_files import number, read_lines
+from polyepo_jax.reports.json_files import has_problem, number, read_lines
 from polyepo_jax.reports.runs import Run
 from polyepo_jax.reports.visible import Excerpt, excerpt, visible
 
@@ -64,11 +64,7 @@ def _problems_in(path: Path, notes: list[str]) -> Iterator[tuple[Key, list[dict[
     """The lines of each problem, which stand together."""
     key: Key | None = None
     rows: list[dict[str, Any]] = []
-    for line_number, row in read_lines(path, notes):
-        if not isinstance(row.get("benchmark"), str) or not isinstance(row.get("id"), int):
-            if len(notes) < 20:
-                notes.append(f'{path}, line {line_number}: expected "benchmark" and "id"; the line is left out')
-            continue
+    for row in read_lines(path, notes, has_problem):
         if key != (row["benchmark"], row["id"]):
             if key is not None:
                 yield key, rows

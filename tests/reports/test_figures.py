@@ -256,3 +256,15 @@ def test_rarefied_counts_of_few_problems_are_hollow(tmp_path):
     (picture,) = (p for p in figures.benchmark_pictures(*section(methods(directory))) if p.name == "rarefied_correct")
     hollow = [line for line in picture.figure.axes[0].lines if line.get_markerfacecolor() == palette.PAPER]
     assert [line.get_xdata().tolist() for line in hollow] == [[8.0]]
+
+
+def test_axes_follow_small_numbers_and_survive_constant_ones(tmp_path):
+    directory = make_run(tmp_path / "grpo", **SMALL)
+    write_lines(
+        directory / "metrics.jsonl", [{"step": i, "logprobs/sampler_gap": 4e-7 * i, "rewards/mean": 0} for i in (1, 2)]
+    )
+    (gap,) = draw("logprobs/sampler_gap", methods(directory))[0].axes
+    assert gap.get_ylim()[0] == 0
+    assert 8e-7 < gap.get_ylim()[1] < 1e-6
+    (rewards,) = draw("rewards/mean", methods(directory))[0].axes
+    assert rewards.get_ylim()[0] < rewards.get_ylim()[1]

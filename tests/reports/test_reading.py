@@ -70,7 +70,7 @@ def test_of_a_step_that_is_there_twice_the_last_counts(directory):
         (
             "eval_problems.jsonl",
             '{"benchmark": "x", "id": 1, "num_samples": 16}\n',
-            "line 1: 16 samples where eval.json has 4: it is of another evaluation",
+            "eval_problems.jsonl: 16 samples where eval.json has 4: it is of another evaluation",
         ),
     ],
 )
@@ -96,7 +96,7 @@ def test_what_is_missing_is_said(directory, name, message):
 
 
 def test_no_more_than_a_few_lines_of_a_file_are_named(directory):
-    (directory / "metrics.jsonl").write_text('{"step": 1, "x": 1}\n' + "{\n" * 50)
+    (directory / "metrics.jsonl").write_text('{"step": 1, "x": 1}\n' + "{\n" * 25 + '{"step": null}\n' * 25)
     damaged = loaded(directory).damaged
     assert len(damaged) == 4
     assert damaged[-1].endswith("47 more lines cannot be read and are left out")
@@ -154,15 +154,26 @@ def test_problems_that_are_not_all_there(directory):
     assert any("2 of 3 problems of polynomial/held_out" in note for note in loaded(directory).damaged)
 
 
+def test_problems_of_another_evaluation_are_left_out(directory):
+    path = directory / "eval_problems.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["pass_at_k"]["1"] += 0.125
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = loaded(directory)
+    assert any("other means than in eval.json on polynomial/held_out" in note for note in run.damaged)
+    assert run.benchmarks["polynomial/held_out"].problems.ids == ()
+    assert run.benchmarks["polynomial/held_out"].intervals == {}
+
+
 def test_lines_are_read_from_a_compressed_file_until_it_breaks_off(tmp_path):
     lines = "".join(json.dumps({"i": i, "noise": np.random.default_rng(i).random()}) + "\n" for i in range(5000))
     packed = gzip.compress(lines.encode())
     path, notes = tmp_path / "x.jsonl.gz", []
     path.write_bytes(packed)
-    assert [row["i"] for _, row in read_lines(path, notes)] == [*range(5000)]
+    assert [row["i"] for row in read_lines(path, notes)] == [*range(5000)]
     assert notes == []
     path.write_bytes(packed[: len(packed) // 2])
-    rows = [row["i"] for _, row in read_lines(path, notes)]
+    rows = [row["i"] for row in read_lines(path, notes)]
     assert 0 < len(rows) < 5000
     assert rows == [*range(len(rows))]
     assert "cannot be read to its end" in notes[-1]

@@ -41,7 +41,7 @@ class Picture:
 
 def short(text: str) -> str:
     """A name as figures show it."""
-    text = {"base (warm start)": "base"}.get(text, text)
+    text = text.replace("base (warm start)", "base")
     return text if len(text) <= _LONGEST_LABEL else f"{text[:7]}…{text[-8:]}"
 
 

@@ -136,14 +136,14 @@ def vertical(ax: Axes, written: Callable[[float], str], low: float | None = None
     """Labels and limits of the vertical axis; a limit that is None is left to the data."""
     bottom, top = ax.get_ylim()
     bottom, top = bottom if low is None else low, top if high is None else high
-    ax.set_ylim(bottom, max(top, bottom + 1e-3))
+    ax.set_ylim(bottom, top if top > bottom else bottom + 1)
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
 
 
 def share_axis(ax: Axes, lines: Sequence[Line], levels: Sequence[float] = ()) -> None:
     """Percent, from a round number below all lines, or from 0 where one comes near, to 100 % where one does."""
-    values = np.concatenate([[*line.y, *line.low, *line.high] for line in lines] + [[*levels]])
+    values = np.concatenate([[*line.y, *line.low, *line.high, *line.raw] for line in lines] + [[*levels]])
     values = values[np.isfinite(values)]
     low, high = (values.min(), values.max()) if values.size else (0.0, 1.0)
     margin = max(0.06 * (high - low), 0.005)
