@@ -158,6 +158,6 @@ def benchmark_of(
 
 
 def agree(benchmark: Benchmark) -> bool:
-    """Whether pass@1 is the mean of the problems' own, so that they are of one evaluation; True where one is unknown."""
+    """Whether pass@1 is the mean of the problems' own, so that they are of one evaluation; True if unknown."""
     own, mean = benchmark.problems.values.get("pass_at_k/1"), benchmark.values.get("pass_at_k/1")
     return own is None or mean is None or not abs(float(own.mean()) - mean) > 1e-6
