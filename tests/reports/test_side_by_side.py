@@ -1,0 +1,138 @@
+"""Generations side by side: which are chosen, how they are counted, and how little of a file is read."""
+
+import gzip
+import json
+
+import pytest
+
+from polyepo_jax.reports import load_runs, methods_of
+from polyepo_jax.reports.side_by_side import letter, side_by_side
+from polyepo_jax.reports.visible import excerpt, one_line, visible
+from tests.reports.synthetic import make_run
+
+NAME = "polynomial/held_out"
+OPEN, CLOSE = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return make_run(tmp_path / "grpo", num_problems=5, m=8, steps=1)
+
+
+def rows_of(*directories):
+    notes = []
+    return side_by_side(methods_of(load_runs(directories)), notes), notes
+
+
+def sample(id_, response="x", **changes):
+    row = {"benchmark": NAME, "id": id_, "prompt": f"p{id_}", "sample": 0, "response": response, "reward": 1.0}
+    return row | {"cluster": 0, "length": 3, "truncated": False} | changes
+
+
+def write(directory, rows, broken_after=False):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (directory / "eval_samples.jsonl").write_text(text + ("{broken\n" if broken_after else ""))
+
+
+def test_the_first_problems_of_the_first_run_are_taken_from_each(directory, tmp_path):
+    other = make_run(tmp_path / "poly_epo", num_problems=5, m=8, steps=1)
+    write(other, [sample(i) for i in (4, 2, 0, 7)])
+    rows, notes = rows_of(directory, other)
+    assert [(row.benchmark, row.id) for row in rows] == [(NAME, 0), (NAME, 1), (NAME, 2)]
+    assert [[column.label for column in row.columns] for row in rows] == [
+        *(["GRPO", "Poly-EPO"], ["GRPO"], ["GRPO", "Poly-EPO"])
+    ]
+    assert [row.absent for row in rows] == [(), ("Poly-EPO",), ()]
+    assert notes == []
+
+
+def test_several_benchmarks_have_two_problems_each(tmp_path):
+    directory = make_run(tmp_path / "grpo", names=("a", "b"), num_problems=4, m=3, steps=1)
+    rows, _ = rows_of(directory)
+    assert [(row.benchmark, row.id) for row in rows] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+
+
+def test_no_more_of_a_file_is_read_than_needed(directory, tmp_path):
+    write(directory, [sample(i) for i in range(4)], broken_after=True)
+    other = make_run(tmp_path / "poly_epo", num_problems=5, m=8, steps=1)
+    write(other, [sample(i) for i in range(4)], broken_after=True)
+    rows, notes = rows_of(directory, other)
+    assert len(rows) == 3
+    assert notes == []
+    write(other, [sample(0)], broken_after=True)
+    assert "eval_samples.jsonl, line 2: not valid JSON" in rows_of(directory, other)[1][0]
+
+
+def test_compressed_files_are_read_too(directory):
+    content = (directory / "eval_samples.jsonl").read_bytes()
+    expected, _ = rows_of(directory)
+    (directory / "eval_samples.jsonl").unlink()
+    (directory / "eval_samples.jsonl.gz").write_bytes(gzip.compress(content))
+    assert rows_of(directory)[0] == expected
+
+
+def test_samples_are_counted_and_clusters_lettered_by_size(directory):
+    samples = [sample(0, cluster=c) for c in (9, 9, 9, 5, 5)]
+    samples += [sample(0, reward=0.0, cluster=70), sample(0, cluster=-1), sample(0, reward=None, cluster=None)]
+    write(directory, samples)
+    ((row,), _) = rows_of(directory)
+    (column,) = row.columns
+    assert column.counts == ("8 samples", "6 correct", "1 incorrect", "1 degenerate", "1 not graded", "3 clusters")
+    assert column.clusters == (("A", 0, 3), ("B", 1, 2), ("C", 2, 1))
+    assert [generation.cluster for generation in column.shown] == ["A", "A", "A", "B", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdicts", "cluster"),
+    [
+        ({}, ("correct",), "A"),
+        ({"reward": 0.0, "truncated": True}, ("incorrect", "truncated"), "A"),
+        ({"cluster": -1}, ("correct", "degenerate"), ""),
+        ({"reward": None, "cluster": None}, ("not graded",), ""),
+        ({"reward": "1", "cluster": [0], "response": 5, "length": "9", "prompt": None}, ("not graded",), ""),
+    ],
+)
+def test_verdicts_are_words(directory, changes, verdicts, cluster):
+    write(directory, [sample(0, **changes)])
+    ((row,), _) = rows_of(directory)
+    (generation,) = row.columns[0].shown
+    assert (generation.verdicts, generation.cluster) == (verdicts, cluster)
+
+
+def test_lines_without_a_problem_are_noted(directory):
+    write(directory, [{"response": "x"}, sample(0)])
+    rows, notes = rows_of(directory)
+    assert len(rows) == 1
+    assert 'line 1: expected "benchmark" and "id"' in notes[0]
+
+
+def test_letters():
+    assert [letter(i) for i in (0, 25, 26, 51, 52, 701, 702)] == ["A", "Z", "AA", "AZ", "BA", "ZZ", "AAA"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain é 日本 👩\u200d👩", "plain é 日本 👩\u200d👩"),
+        ("a\x00b\x1b\x7f", f"a{OPEN}U+0000{CLOSE}b{OPEN}U+001B{CLOSE}{OPEN}U+007F{CLOSE}"),
+        ("a\tb\r\n", f"a{OPEN}U+0009{CLOSE}b{OPEN}U+000D{CLOSE}{OPEN}U+000A{CLOSE}"),
+        ("\u202e\u200b\ufeff", f"{OPEN}U+202E{CLOSE}{OPEN}U+200B{CLOSE}{OPEN}U+FEFF{CLOSE}"),
+        ("\ud800", f"{OPEN}U+D800{CLOSE}"),
+    ],
+)
+def test_unseen_characters_are_shown(text, shown):
+    assert visible(text) == shown
+
+
+def test_excerpts_leave_out_the_middle_and_count_it():
+    short = excerpt("ab\ncd", 5)
+    assert (short.head, short.left_out, short.tail) == ("ab\ncd", 0, "")
+    long = excerpt("a" * 60 + "b" * 100_000 + "c" * 30, 90)
+    assert (long.head, long.left_out, long.tail) == ("a" * 60, 100_000, "c" * 30)
+    assert one_line("a" * 100, 11) == "aaaaa…aaaaa"
+
+
+def test_no_more_columns_than_fit(tmp_path):
+    directories = [make_run(tmp_path / f"m{i}", num_problems=1, m=2, steps=1) for i in range(8)]
+    ((row,), _) = rows_of(*directories)
+    assert [column.label for column in row.columns] == [f"m{i}" for i in range(6)]
