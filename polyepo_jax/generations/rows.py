@@ -11,9 +11,6 @@ from typing import Any, BinaryIO, cast
 
 from polyepo_jax.errors import InputError
 
-# Lines that cannot be read are named one by one up to so many.
-_NAMED = 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
@@ -94,7 +91,7 @@ def _existing(directory: Path) -> Path:
 
 
 def read_generations(
-    path: Path, warn: Callable[[str], None] = lambda line: None, first_line: int = 1
+    path: Path, warn: Callable[[str], None] = lambda line: None, first_line: int = 1, most_named: int = 20
 ) -> Iterator[Generation]:
     """The generations in a file, in its order; ".gz" is read as it is compressed.
 
@@ -103,6 +100,7 @@ def read_generations(
     Args:
       warn: told of each line that is left out because it cannot be read, and of damage behind which nothing can be.
       first_line: lines before it are skipped, which is quicker than reading them.
+      most_named: lines that cannot be read are named up to so many, further ones are counted.
 
     Raises:
       InputError: the file cannot be read at all.
@@ -119,7 +117,7 @@ def read_generations(
                 except ValueError as error:
                     if line.endswith(b"\n"):
                         num_broken += 1
-                        if num_broken <= _NAMED:
+                        if num_broken <= most_named:
                             warn(f"{path}, line {number} is left out: {error}")
                     continue
                 yield generation
@@ -127,8 +125,8 @@ def read_generations(
         if not num_read:
             raise InputError(f"{path} cannot be read: {error}") from None
         warn(f"{path} is damaged behind line {num_read}, or still being written: {error}")
-    if num_broken > _NAMED:
-        warn(f"{path}: {num_broken - _NAMED:,} further lines are left out")
+    if num_broken > most_named:
+        warn(f"{path}: {num_broken - most_named:,} further lines are left out")
 
 
 def _parse(line: bytes, number: int) -> Generation:

@@ -2,21 +2,23 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from polyepo_jax.errors import InputError
+from polyepo_jax.generations import Generation, read_generations
 from polyepo_jax.reports.differences import Method
-from polyepo_jax.reports.json_files import has_problem, number, read_lines
 from polyepo_jax.reports.runs import Run
 from polyepo_jax.reports.visible import Excerpt, excerpt, visible
 
-DEGENERATE = -1  # as in eval_samples.jsonl
+DEGENERATE = -1  # as of polyepo_jax.types, which needs JAX
 _PROBLEMS, _PROBLEMS_OF_EACH = 3, 2  # of a benchmark alone, of each of several
 _MOST_PROBLEMS = 8
 MOST_COLUMNS = 6
 _SAMPLES = 6
 _LONGEST = 500  # characters
+_LINES_NAMED = 3  # of a damaged file
 _LONGEST_STRIP = 24  # clusters
 _LETTERED = 0.05  # of a strip
 
@@ -24,7 +26,7 @@ Key = tuple[str, int]  # benchmark and id
 
 
 @dataclasses.dataclass(frozen=True)
-class Generation:
+class Shown:
     """cluster: its letter, "" where it has none. hue: number of the letter. verdicts: words, in order."""
 
     excerpt: Excerpt
@@ -46,7 +48,7 @@ class Column:
     counts: tuple[str, ...]
     clusters: tuple[tuple[str, int, int], ...]
     more_clusters: int
-    shown: tuple[Generation, ...]
+    shown: tuple[Shown, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,24 +62,23 @@ class Row:
     absent: tuple[str, ...]
 
 
-def _problems_in(path: Path, notes: list[str]) -> Iterator[tuple[Key, list[dict[str, Any]]]]:
-    """The lines of each problem, which stand together."""
-    key: Key | None = None
-    rows: list[dict[str, Any]] = []
-    for row in read_lines(path, notes, has_problem):
-        if key != (row["benchmark"], row["id"]):
-            if key is not None:
-                yield key, rows
-            key, rows = (row["benchmark"], row["id"]), []
-        rows.append(row)
-    if key is not None:
-        yield key, rows
+def _problems_in(path: Path, notes: list[str]) -> Iterator[tuple[Key, list[Generation]]]:
+    """The generations of each problem, which stand together; none of what does not say which problem it is of."""
+    try:
+        of_problems = itertools.groupby(
+            read_generations(path, notes.append, most_named=_LINES_NAMED), lambda row: (row.benchmark, row.id)
+        )
+        for (benchmark, id_), rows in of_problems:
+            if benchmark is not None and id_ is not None:
+                yield (benchmark, id_), list(rows)
+    except InputError as error:
+        notes.append(str(error))
 
 
-def _first_problems(run: Run, names: Sequence[str], notes: list[str]) -> dict[Key, list[dict[str, Any]]]:
+def _first_problems(run: Run, names: Sequence[str], notes: list[str]) -> dict[Key, list[Generation]]:
     """The first few problems of each benchmark; the file is read no further than needed."""
     each = _PROBLEMS if len(names) <= 1 else _PROBLEMS_OF_EACH
-    found: dict[Key, list[dict[str, Any]]] = {}
+    found: dict[Key, list[Generation]] = {}
     counts: collections.Counter[str] = collections.Counter()
     assert run.samples is not None
     for (name, id_), rows in _problems_in(run.samples, notes):
@@ -90,9 +91,9 @@ def _first_problems(run: Run, names: Sequence[str], notes: list[str]) -> dict[Ke
     return found
 
 
-def _these_problems(run: Run, keys: Sequence[Key], notes: list[str]) -> dict[Key, list[dict[str, Any]]]:
+def _these_problems(run: Run, keys: Sequence[Key], notes: list[str]) -> dict[Key, list[Generation]]:
     """Those of the problems that the run has; the file is read no further than needed."""
-    found: dict[Key, list[dict[str, Any]]] = {}
+    found: dict[Key, list[Generation]] = {}
     assert run.samples is not None
     for key, rows in _problems_in(run.samples, notes):
         if key in keys:
@@ -107,27 +108,19 @@ def letter(i: int) -> str:
     return (letter(i // 26 - 1) if i >= 26 else "") + chr(ord("A") + i % 26)
 
 
-def _cluster(row: dict[str, Any]) -> int | None:
-    cluster = row.get("cluster")
-    return cluster if isinstance(cluster, int) else None
-
-
-def _verdicts(row: dict[str, Any]) -> tuple[str, ...]:
-    reward = number(row.get("reward"))
-    words = ["not graded" if reward != reward else "correct" if reward > 0 else "incorrect"]
-    if _cluster(row) == DEGENERATE:
+def _verdicts(row: Generation) -> tuple[str, ...]:
+    words = ["not graded" if row.reward is None else "correct" if row.reward > 0 else "incorrect"]
+    if row.cluster == DEGENERATE:
         words.append("degenerate")
-    if row.get("truncated") is True:
+    if row.truncated:
         words.append("truncated")
     return tuple(words)
 
 
-def _column(label: str, rows: Sequence[dict[str, Any]]) -> Column:
-    sizes: collections.Counter[int | None] = collections.Counter()
-    for row in rows:
-        cluster = _cluster(row)
-        if cluster is not None and cluster != DEGENERATE:
-            sizes[cluster] += 1
+def _column(label: str, rows: Sequence[Generation]) -> Column:
+    sizes: collections.Counter[int | None] = collections.Counter(
+        row.cluster for row in rows if row.cluster not in (None, DEGENERATE)
+    )
     order = {cluster: i for i, (cluster, _) in enumerate(sizes.most_common())}
     verdicts = collections.Counter(word for row in rows for word in _verdicts(row))
     counts = [
@@ -138,22 +131,17 @@ def _column(label: str, rows: Sequence[dict[str, Any]]) -> Column:
         for cluster, i in order.items()
     ]
 
-    def generation(row: dict[str, Any]) -> Generation:
-        response, length, at = row.get("response"), row.get("length"), order.get(_cluster(row))
-        return Generation(
-            excerpt(response if isinstance(response, str) else "", _LONGEST),
-            "" if at is None else letter(at),
-            at or 0,
-            _verdicts(row),
-            length if isinstance(length, int) else None,
-        )
+    def shown(row: Generation) -> Shown:
+        at = order.get(row.cluster)
+        cluster = "" if at is None else letter(at)
+        return Shown(excerpt(row.response, _LONGEST), cluster, at or 0, _verdicts(row), row.length)
 
     return Column(
         label,
         (f"{len(rows):,} samples", *counts, f"{len(sizes):,} cluster{'' if len(sizes) == 1 else 's'}"),
         tuple(clusters[:_LONGEST_STRIP]),
         len(clusters) - len(clusters[:_LONGEST_STRIP]),
-        tuple(generation(row) for row in rows[:_SAMPLES]),
+        tuple(map(shown, rows[:_SAMPLES])),
     )
 
 
@@ -165,7 +153,7 @@ def side_by_side(methods: Sequence[Method], notes: list[str]) -> list[Row]:
     """
     firsts = {method.label: next((run for run in method.runs if run.samples), None) for method in methods}
     runs = dict([(label, run) for label, run in firsts.items() if run is not None][:MOST_COLUMNS])
-    found: dict[str, dict[Key, list[dict[str, Any]]]] = {}
+    found: dict[str, dict[Key, list[Generation]]] = {}
     keys: list[Key] = []
     for label, run in runs.items():
         names = [*run.benchmarks]
@@ -174,12 +162,12 @@ def side_by_side(methods: Sequence[Method], notes: list[str]) -> list[Row]:
     rows = []
     for key in keys:
         having = [label for label in runs if key in found[label]]
-        prompt = found[having[0]][key][0].get("prompt")
+        prompt = found[having[0]][key][0].prompt
         rows.append(
             Row(
                 visible(key[0]),
                 key[1],
-                excerpt(prompt if isinstance(prompt, str) else "", _LONGEST),
+                excerpt(prompt, _LONGEST),
                 tuple(_column(label, found[label][key]) for label in having),
                 tuple(label for label in runs if label not in having),
             )

@@ -60,7 +60,7 @@ def test_no_more_of_a_file_is_read_than_needed(directory, tmp_path):
     assert len(rows) == 3
     assert notes == []
     write(other, [sample(0)], broken_after=True)
-    assert "eval_samples.jsonl, line 2: not valid JSON" in rows_of(directory, other)[1][0]
+    assert "eval_samples.jsonl, line 2 is left out: not valid JSON" in rows_of(directory, other)[1][0]
 
 
 def test_compressed_files_are_read_too(directory):
@@ -89,7 +89,6 @@ def test_samples_are_counted_and_clusters_lettered_by_size(directory):
         ({"reward": 0.0, "truncated": True}, ("incorrect", "truncated"), "A"),
         ({"cluster": -1}, ("correct", "degenerate"), ""),
         ({"reward": None, "cluster": None}, ("not graded",), ""),
-        ({"reward": "1", "cluster": [0], "response": 5, "length": "9", "prompt": None}, ("not graded",), ""),
     ],
 )
 def test_verdicts_are_words(directory, changes, verdicts, cluster):
@@ -99,11 +98,20 @@ def test_verdicts_are_words(directory, changes, verdicts, cluster):
     assert (generation.verdicts, generation.cluster) == (verdicts, cluster)
 
 
-def test_lines_without_a_problem_are_noted(directory):
-    write(directory, [{"response": "x"}, sample(0)])
-    rows, notes = rows_of(directory)
-    assert len(rows) == 1
-    assert 'line 1: expected "benchmark" and "id"' in notes[0]
+def test_lines_of_no_use_are_left_out(directory):
+    without = [
+        {"response": "x"},
+        {"prompt": "p", "response": "x"},
+        sample(0) | {"response": 5},
+        sample(0) | {"reward": "1"},
+    ]
+    write(directory, [*without, sample(0)])
+    ((row,), notes) = rows_of(directory)
+    assert row.columns[0].counts[0] == "1 samples"
+    assert "line 1 is left out: expected a text as prompt, got null" in notes[0]
+    assert "line 3 is left out: expected a text as response, got 5" in notes[1]
+    assert 'line 4 is left out: expected a number as reward, got "1"' in notes[2]
+    assert len(notes) == 3
 
 
 def test_letters():
