@@ -20,7 +20,7 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Compilation time counts as test time on the first example, so deadlines would be noise.
-hypothesis.settings.register_profile("default", deadline=None, max_examples=50, print_blob=True)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=30, print_blob=True)
 hypothesis.settings.load_profile("default")
 
 

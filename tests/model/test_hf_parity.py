@@ -197,7 +197,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+FAMILIES = ("qwen3", "qwen2", "llama", "mistral")
+
+
+@pytest.mark.parametrize(
+    "case", [case if case in FAMILIES else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+)
 def test_logits_equal_those_of_transformers(transformers, tmp_path, case):
     family, settings = CASES[case]
     make_model(family, settings).save_pretrained(tmp_path / "new", max_shard_size="30KB")

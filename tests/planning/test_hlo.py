@@ -460,7 +460,11 @@ def descent(mesh, x, w1, w2):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("topology", [("v5e:2x2",), ("tpu7x:2x2x1",), ("v5e:2x2", 2)], ids=str)
+@pytest.mark.parametrize(
+    "topology",
+    [("v5e:2x2",), *(pytest.param(other, marks=pytest.mark.slow) for other in (("tpu7x:2x2x1",), ("v5e:2x2", 2)))],
+    ids=str,
+)
 def test_tpu_descent(topology):
     config = MeshConfig(data=-1, fsdp=2, tensor=2)
     text = tpu_text(

@@ -415,6 +415,7 @@ def long_vocabulary(tmp_path):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_a_plan_for_tpus_is_compiled(run, long_vocabulary):
     text, found = run("--config", long_vocabulary, "--topology", "v5e:2x2")
     for name in ("update", "rollout"):

@@ -98,6 +98,7 @@ def test_one_process_holds_all_rows():
     assert local_rows(row_sharding(mesh, 8), 8).all()
 
 
+@pytest.mark.slow
 def test_two_processes_see_what_one_does(tmp_path):
     """Two of four devices here, and this one with eight: the same global meshes."""
     with Pod(2, 4, ["-m", "tests.pod_worker", str(tmp_path / "seen.json")], tmp_path) as pod:

@@ -97,7 +97,7 @@ def test_stacked_layers_give_the_same_tokens(params, prompts, expected, max_rows
         (MeshConfig(4, 2, 1), 16),
     ],
 )
-@pytest.mark.parametrize("gather_weights", [True, False])
+@pytest.mark.parametrize("gather_weights", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_tokens_do_not_depend_on_the_mesh(params, prompts, expected, mesh_config, max_rows, gather_weights):
     mesh = make_mesh(mesh_config)
     placed = jax.device_put(params, param_shardings(mesh, logical_axes(MODEL)))

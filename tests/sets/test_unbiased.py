@@ -169,7 +169,7 @@ def set_advantages(name, num_generations, set_size, nums_sets):
     return dict(zip(keys, on_all_groups(of_group, num_generations), strict=True))
 
 
-SIZES = [(4, 2), (4, 3)]
+SIZES = [(4, 2), pytest.param(4, 3, marks=pytest.mark.slow)]
 NUMS_SETS = (None, 2, 3)
 
 

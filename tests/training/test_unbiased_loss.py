@@ -167,7 +167,11 @@ CASES = [
 @pytest.mark.parametrize("reduce", ["mean", "sum"])
 @pytest.mark.parametrize(
     ("objective", "f", "num_generations", "num_sets"),
-    [(objective, f, N, K) for objective, f, N, nums_sets in CASES for K in nums_sets],
+    [
+        pytest.param(objective, f, N, K, marks=[pytest.mark.slow] if index > 3 and K is None else [])
+        for index, (objective, f, N, nums_sets) in enumerate(CASES)
+        for K in nums_sets
+    ],
 )
 def test_expected_gradient_of_the_loss_is_that_of_the_objective(objective, f, num_generations, num_sets, reduce):
     N, n = num_generations, objective.set_size

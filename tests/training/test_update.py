@@ -165,7 +165,7 @@ def test_mini_batches_and_iterations_are_successive_updates(params):
     assert 0 < float(stats["clip_frac"]) < 1
 
 
-@pytest.mark.parametrize("mini_batch_rows", [None, 8, 4])
+@pytest.mark.parametrize("mini_batch_rows", [*(pytest.param(n, marks=pytest.mark.slow) for n in (None, 8)), 4])
 def test_importance_weights_are_of_the_policy_before_the_first_update(mini_batch_rows):
     # In float64: Adam divides by the gradient's size, so that rounding counts where it is small.
     with jax.enable_x64(True):
