@@ -31,6 +31,24 @@ def _sizes(clusters: np.ndarray) -> list[int]:
     return np.unique(clusters[clusters != DEGENERATE], return_counts=True)[1].tolist()
 
 
+def _checked(rewards_M, clusters_M, truncated_M) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As arrays of one shape; raises what `describe` does."""
+    rewards_M, clusters_M = np.asarray(rewards_M, np.float64), np.asarray(clusters_M)
+    truncated_M = np.zeros(rewards_M.shape, bool) if truncated_M is None else np.asarray(truncated_M, bool)
+    if rewards_M.ndim != 1 or not rewards_M.shape == clusters_M.shape == truncated_M.shape:
+        raise ValueError(
+            "expected rewards, cluster ids and truncations of equal shape [M], got "
+            f"{rewards_M.shape}, {clusters_M.shape} and {truncated_M.shape}"
+        )
+    if not 1 <= rewards_M.size <= MAX_SAMPLES:
+        raise ValueError(f"expected 1 to {MAX_SAMPLES} samples of a problem, got {rewards_M.size}")
+    if not np.issubdtype(clusters_M.dtype, np.integer):
+        raise ValueError(f"clusters_M must hold integer ids, got {clusters_M.dtype}")
+    if not np.all(np.isfinite(rewards_M)):
+        raise ValueError("every reward must be a finite number")
+    return rewards_M, clusters_M, truncated_M
+
+
 def describe(rewards_M, clusters_M, truncated_M=None, hidden_M=None) -> dict[str, Any]:
     """One problem's numbers, by the names of eval.json.
 
@@ -54,21 +72,8 @@ def describe(rewards_M, clusters_M, truncated_M=None, hidden_M=None) -> dict[str
       ValueError: shapes that differ or are not [M], no sample, more than MAX_SAMPLES of them, cluster ids that are not
         integers, or a reward that is not finite.
     """
-    rewards_M, clusters_M = np.asarray(rewards_M, np.float64), np.asarray(clusters_M)
-    truncated_M = np.zeros(rewards_M.shape, bool) if truncated_M is None else np.asarray(truncated_M, bool)
-    if rewards_M.ndim != 1 or not rewards_M.shape == clusters_M.shape == truncated_M.shape:
-        raise ValueError(
-            "expected rewards, cluster ids and truncations of equal shape [M], got "
-            f"{rewards_M.shape}, {clusters_M.shape} and {truncated_M.shape}"
-        )
+    rewards_M, clusters_M, truncated_M = _checked(rewards_M, clusters_M, truncated_M)
     num_samples = rewards_M.size
-    if not 1 <= num_samples <= MAX_SAMPLES:
-        raise ValueError(f"expected 1 to {MAX_SAMPLES} samples of a problem, got {num_samples}")
-    if not np.issubdtype(clusters_M.dtype, np.integer):
-        raise ValueError(f"clusters_M must hold integer ids, got {clusters_M.dtype}")
-    if not np.all(np.isfinite(rewards_M)):
-        raise ValueError("every reward must be a finite number")
-
     ks, correct_M = powers_of_two(num_samples), rewards_M > 0
     num_correct, sizes = int(correct_M.sum()), _sizes(clusters_M[correct_M])
     majority_K, share_K = votes_at_k(rewards_M, clusters_M, ks)
