@@ -53,8 +53,9 @@ def _written(value: Any) -> str:
 def setting_differences(runs: Sequence[Run]) -> list[tuple[str, tuple[str, ...]]]:
     """Dotted keys whose values are not the same in all runs, with each run's value as text, in the files' order.
 
-    A run without a configuration, and a key that a run does not have, is shown as a dash. Fewer than two runs with a
-    configuration differ in nothing.
+    A run without a configuration, and a key that a run does not have, is shown as a dash. What only one kind of run has
+    is left out where these agree: a warm start has no algorithm. Fewer than two runs with a configuration differ in
+    nothing.
     """
     all_settings = [settings_of(run.config) for run in runs]
     with_config = [settings for settings in all_settings if settings]
@@ -64,8 +65,16 @@ def setting_differences(runs: Sequence[Run]) -> list[tuple[str, tuple[str, ...]]
     return [
         (key, tuple(_written(settings[key]) if key in settings else _ABSENT for settings in all_settings))
         for key in keys
-        if any(key not in settings or settings[key] != with_config[0].get(key) for settings in with_config)
+        if _differs(key, with_config)
     ]
+
+
+def _differs(key: str, all_settings: Sequence[dict[str, Any]]) -> bool:
+    having = [settings for settings in all_settings if key in settings]
+    kinds = {settings.get("class") for settings in having}
+    return any(settings[key] != having[0][key] for settings in having) or any(
+        key not in settings and settings.get("class") in kinds for settings in all_settings
+    )
 
 
 def _without_seed(path: Any, seed: Any) -> Any:

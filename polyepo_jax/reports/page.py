@@ -193,7 +193,10 @@ def make_report(runs: Sequence[Run], methods: Sequence[Method]) -> Report:
         sections.append(Section("generations", "Generations side by side", lead, rows=tuple(rows)))
     settings = settings_table(runs)
     if settings:
-        lead = "Settings that are not the same in all runs, by their dotted names; - where a run has none."
+        lead = (
+            "Settings that are not the same in all runs, by their dotted names; - where a run has none. What only one "
+            "kind of run has is left out where these agree."
+        )
         sections.append(Section("settings", "Configurations", lead, tables=(settings,)))
     return Report(
         title=_title(methods),

@@ -155,5 +155,12 @@ def test_failures_are_added_up_by_kind(tmp_path):
 def test_settings_have_a_column_for_each_run(run_dirs):
     table = settings_table(load_runs(run_dirs))
     assert table.columns == ("setting", "base (warm start)", "GRPO", "Poly-EPO")
-    assert texts(table)["init.run_dir"] == ["-", "runs/warm_start", "runs/warm_start"]
+    assert texts(table)["class"] == [
+        f"polyepo_jax.config.sections:{kind}" for kind in ("SFTConfig", "Config", "Config")
+    ]
+    assert "init.run_dir" not in texts(table), "of one kind of run alone, and the same in these"
+    (run_dirs[1] / "config.json").write_text(
+        (run_dirs[1] / "config.json").read_text().replace("runs/warm_start", "runs/other")
+    )
+    assert texts(settings_table(load_runs(run_dirs)))["init.run_dir"] == ["-", "runs/other", "runs/warm_start"]
     assert settings_table(load_runs(run_dirs[:1])) is None
