@@ -310,9 +310,9 @@ def _print(what: str, num_samples: int, summaries: dict[str, dict]) -> None:
     paths = [(f"pass@{k}{'*' if 2 * int(k) > num_samples else ''}", ("pass_at_k", k)) for k in ks]
     paths += [(f"majority\n@{num_samples}", ("majority_at_k", str(num_samples)))]
     paths += [("distinct\ncorrect", ("distinct_correct",))]
-    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # names give way to numbers
     for heading, _ in paths:
-        table.add_column(heading, justify="right", vertical="bottom")
+        table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
     for name, summary in summaries.items():
         cells = []
         for heading, path in paths:

@@ -6,13 +6,15 @@ python -m polyepo_jax.sft --config configs/polynomial_hard/warm_start.py
 import dataclasses
 from pathlib import Path
 
-from polyepo_jax.config import EvaluationConfig, Polynomial, SFTConfig, load
+from polyepo_jax.config import EvaluationConfig, OptimizerConfig, Polynomial, SFTConfig, load
 
 
 def get_config() -> SFTConfig:
     return dataclasses.replace(
         load(Path(__file__).parents[1] / "polynomial" / "warm_start.py", SFTConfig),
-        task=Polynomial(max_a=5, max_b=12, max_c=12, accepted=0.3),
+        task=Polynomial(max_a=5, max_b=12, max_c=12, accepted=0.3, error_rate=0.2),
+        max_steps=1500,
+        optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=60, decay_steps=1500),
         max_prompt_length=8,
         max_completion_length=26,
         evaluation=EvaluationConfig(num_samples=128, num_prompts=512),
