@@ -296,6 +296,10 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
     return resolve(dataclasses.replace(config, init=InitConfig(model_dir=str(options.model)))), options.out
 
 
+# Characters of a name that stands beside its numbers in 80 columns.
+_WIDE = 20
+
+
 def _print(what: str, num_samples: int, summaries: dict[str, dict]) -> None:
     table = rich.table.Table(
         title=f"{what}, {num_samples} samples of each problem",
@@ -321,7 +325,8 @@ def _print(what: str, num_samples: int, summaries: dict[str, dict]) -> None:
             cells.append(
                 f"{value:.{digits + 1}f}" + ("" if ends is None else f"\n{ends[0]:.{digits}f}-{ends[1]:.{digits}f}")
             )
-        table.add_row(*map(rich.text.Text, (f"{name}\n{summary['num_prompts']} problems", *cells)))
+        lines = name.replace("/", "/\n") if len(name) > _WIDE else name
+        table.add_row(*map(rich.text.Text, (f"{lines}\n{summary['num_prompts']} problems", *cells)))
     rich.console.Console().print(table)
 
 
