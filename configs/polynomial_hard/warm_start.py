@@ -12,7 +12,7 @@ from polyepo_jax.config import EvaluationConfig, OptimizerConfig, Polynomial, SF
 def get_config() -> SFTConfig:
     return dataclasses.replace(
         load(Path(__file__).parents[1] / "polynomial" / "warm_start.py", SFTConfig),
-        task=Polynomial(max_a=5, max_b=12, max_c=12, accepted=0.3, error_rate=0.2),
+        task=Polynomial(max_a=5, max_b=12, max_c=12, accepted=0.3),
         max_steps=1500,
         optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=60, decay_steps=1500),
         max_prompt_length=8,
