@@ -1,6 +1,6 @@
 """The paper's multiplication domain: a product of two numbers of two digits, by a decomposition of one's choice.
 
-A prompt is `43*67:`, and a response one line of work, each part of it equal to the one before:
+A prompt is `43*67:`, and a response one line of work, each part of it the one before worked out further:
 
     (40+3)*67=2680+201=2881$                            split the first factor by place value
     43*(70-3)=3010-129=2881$                            round the second up, and subtract
@@ -14,7 +14,6 @@ operations that are written, whatever comes out of them.
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -141,18 +140,16 @@ NUM_CLUSTERS = 2 * len(STRATEGIES)
 class Parsed:
     """A response whose form is one of the strategies'.
 
-    strategy: index into STRATEGIES. commuted: the first part, where the factors change places, "" where they do not.
-    parts: the others.
+    strategy: index into STRATEGIES. commuted: whether the factors change places first.
     """
 
     strategy: int
-    commuted: str
-    parts: tuple[str, ...]
+    commuted: bool
 
     @property
     def cluster(self) -> int:
         """From 0 to NUM_CLUSTERS - 1."""
-        return 2 * self.strategy + bool(self.commuted)
+        return 2 * self.strategy + self.commuted
 
 
 def parse(response: str) -> Parsed | None:
@@ -160,32 +157,12 @@ def parse(response: str) -> Parsed | None:
     text, end, rest = response.partition("$")
     if not end or rest:
         return None
-    commuted, parts = "", text.split("=")
-    if _COMMUTED.fullmatch(parts[0]):
-        commuted, *parts = parts
-    text = "=".join(parts)
+    first, _, others = text.partition("=")
+    commuted = _COMMUTED.fullmatch(first) is not None
     for strategy, candidate in enumerate(STRATEGIES):
-        if candidate.pattern.fullmatch(text):
-            return Parsed(strategy, commuted, tuple(parts))
+        if candidate.pattern.fullmatch(others if commuted else text):
+            return Parsed(strategy, commuted)
     return None
-
-
-def _value(part: str) -> int:
-    """Of a sum, or of a product of two numbers."""
-    if "*" in part:
-        return math.prod(map(int, part.split("*")))
-    return sum(map(int, re.findall(r"[+-]?[0-9]+", part)))
-
-
-def is_right(parsed: Parsed, a: int, b: int) -> bool:
-    """Whether the decomposition is one of a * b, and every later part equals the product."""
-    if parsed.commuted:
-        if parsed.commuted != f"{b}*{a}":
-            return False
-        a, b = b, a
-    head, *rest = parsed.parts
-    heads = {parts[0] for parts in STRATEGIES[parsed.strategy].solve(a, b)}
-    return head in heads and all(_value(part) == a * b for part in rest)
 
 
 def solutions(a: int, b: int, cluster: int) -> list[str]:
@@ -248,9 +225,12 @@ class Multiplication:
         return _splits(self.split_seed)[split]
 
     def verify(self, problem: Problem, response: str) -> float:
-        """1 if every part of the response is right, else 0."""
+        """1 if the response is one of its strategy's solutions, every term of every part, else 0.
+
+        That all parts have the value of the product is not enough: work that was not done could be written so.
+        """
         parsed = parse(response)
-        return float(parsed is not None and is_right(parsed, *divmod(problem.id, 100)))
+        return float(parsed is not None and response in solutions(*divmod(problem.id, 100), parsed.cluster))
 
     def cluster(self, problem: Problem, responses: Sequence[str]) -> Sequence[int]:
         """The strategy, right or wrong; DEGENERATE where there is none."""

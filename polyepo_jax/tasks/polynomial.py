@@ -129,9 +129,12 @@ class Polynomial:
         return [DEGENERATE if point is None else point[0] + MAX_X for point in points]
 
     def meets_hidden_requirement(self, problem: Problem, response: str) -> bool:
-        """Whether x is one of four, at random for each polynomial; training knows nothing of them."""
+        """Whether x is one of four that are accepted (of all, if fewer are), at random for each polynomial.
+
+        Training knows nothing of them.
+        """
         point = parse(response, self.max_c)
-        return point is not None and point[0] in _hidden(problem.id)
+        return point is not None and point[0] in _hidden(problem.id, self.split_seed, self.accepted)
 
     def demonstrate(self, problem: Problem, rng: np.random.Generator) -> str:
         """A solution at a random x, with a wrong digit in its final answer at `error_rate`."""
@@ -154,5 +157,6 @@ def _accepted(problem_id: int, seed: int, share: float) -> frozenset[int]:
 
 
 @functools.lru_cache(maxsize=16384)
-def _hidden(problem_id: int) -> frozenset[int]:
-    return frozenset(np.random.default_rng(problem_id).permutation(_XS)[:_HIDDEN_XS].tolist())
+def _hidden(problem_id: int, seed: int, share: float) -> frozenset[int]:
+    candidates = _XS if share == 1 else sorted(_accepted(problem_id, seed, share))
+    return frozenset(np.random.default_rng(problem_id).permutation(candidates)[:_HIDDEN_XS].tolist())

@@ -15,7 +15,6 @@ from polyepo_jax.tasks.multiplication import (
     MAX_LENGTH,
     NUM_CLUSTERS,
     STRATEGIES,
-    is_right,
     parse,
     solutions,
 )
@@ -109,7 +108,7 @@ def check_solutions_and_mutations(count):
             for text in solutions(a, b, cluster):
                 done += 1
                 assert parse(text).cluster == cluster
-                assert is_right(parse(text), a, b)
+                assert TASK.verify(problem(a, b), text) == 1
                 assert len(set(values(text))) == 1
                 assert len(text) <= MAX_LENGTH
                 position = int(rng.integers(len(text)))
@@ -125,14 +124,18 @@ def judged(changed, text, a, b, cluster):
     if parsed is None:
         assert TASK.verify(problem(a, b), changed) == 0
         return "degenerate"
+    commuted, *_ = parts = changed.split("=")
     first, second = (b, a) if parsed.commuted else (a, b)
-    right = (
+    adds_up = (
         set(values(changed)) == {a * b}
-        and (not parsed.commuted or parsed.commuted == f"{b}*{a}")
-        and is_decomposition(parsed.parts[0], first, second)
+        and (not parsed.commuted or commuted == f"{b}*{a}")
+        and is_decomposition(parts[parsed.commuted], first, second)
     )
-    assert TASK.verify(problem(a, b), changed) == right, changed
-    return "valid" if right else "wrong" if parsed.cluster == cluster else "another strategy, wrong"
+    if TASK.verify(problem(a, b), changed) == 1:
+        assert adds_up, changed
+        return "valid"
+    assert not adds_up, changed
+    return "wrong" if parsed.cluster == cluster else "another strategy, wrong"
 
 
 def test_solutions_and_mutations():
@@ -192,6 +195,27 @@ def test_a_slip_keeps_its_strategy_and_earns_nothing():
     for slip in ("(40+3)*67=2680+211=2881$", "(40+3)*67=2680+201=2882$", "(40+4)*67=2680+268=2948$"):
         assert TASK.cluster(problem(43, 67), [slip]) == [0]
         assert TASK.verify(problem(43, 67), slip) == 0
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "(40+3)*67=2881+0=2881$",
+        "(40+3)*67=1+2880=2881$",
+        "(40+3)*67=201+2680=2881$",
+        "(40+3)*67=02680+201=2881$",
+        "(40+3)*(60+7)=2881+0+0+0=0+2881=2881$",
+        "(40+3)*(60+7)=2400+280+180+21=2640+241=2881$",
+        "67*43=(60+7)*43=2881+0=2881$",
+    ],
+)
+def test_work_that_was_not_done_earns_nothing(response):
+    """All parts have the product's value, but are not what the decomposition leads to."""
+    assert TASK.cluster(problem(43, 67), [response]) != [DEGENERATE]
+    assert set(values(response)) == {43 * 67}
+    assert TASK.verify(problem(43, 67), response) == 0
+    for other in ("(6*7)*67=1*2814=2814$", "(42/2)*(67*2)=2814*1=2814+0=2814$"):
+        assert TASK.verify(problem(42, 67), other) == 0
 
 
 def test_splits_share_no_product_in_either_order():
