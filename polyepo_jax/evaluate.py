@@ -26,6 +26,7 @@ import rich.console
 import rich.table
 import rich.text
 
+from polyepo_jax import __version__
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.config import InitConfig, RunConfig
 from polyepo_jax.config.files import load, to_json
@@ -34,6 +35,7 @@ from polyepo_jax.config.static_arguments import evaluation_spec, stream
 from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import Outcome, Results, Unfinished, checksum, sample, summarize
 from polyepo_jax.evaluation.sampling import Sampled
+from polyepo_jax.evaluation.unfinished import FOLDER
 from polyepo_jax.pods import collectives, object_storage, peers, processes
 from polyepo_jax.runs import model_directory, run_directory
 from polyepo_jax.runs.model_shape import resolve
@@ -167,47 +169,37 @@ def main(arguments: Sequence[str]) -> None:
         params = model_directory.load(options.model, job.config.model, job.mesh)
     stem = "eval" if options.split == "test" else "eval_validation"
     try:
-        summaries = _evaluate(job, params, stem)
+        summaries = _evaluate(job, params, step, stem)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on with the problems that were sampled") from None
-    except OSError as error:
-        remedy = "make room, then go on with the same command"
-        raise RunError(f"{job.directory} cannot be written ({error.strerror}): {remedy}") from error
     if not processes.is_primary():
         return
-    where, path = object_storage.name_of(job.directory), job.directory / f"{stem}.json"
-    sampling = dataclasses.asdict(job.spec.sampling) | {"seed": job.seed}
-    num_samples = job.spec.num_generations
-    result = {"checkpoint_step": step, "num_samples": num_samples, "high_variance_above_k": num_samples // 2}
-    run_directory.write_json(path, result | {"sampling": sampling, "benchmarks": summaries})
-    try:
-        # The logs may be a run's, which goes on elsewhere.
-        object_storage.Pusher(job.directory).push(f"{stem}*")
-    except OSError as error:
-        raise RunError(f"{error.strerror}; the result is in {path}") from error
-    _print(f"{where}, step {step}" if options.model is None else str(options.model), num_samples, summaries)
-    print(f"the result is in {where}/{path.name}, every generation beside it")
+    where = object_storage.name_of(job.directory)
+    what = f"{where}, step {step}" if options.model is None else str(options.model)
+    _print(what, job.spec.num_generations, summaries)
+    print(f"the result is in {where}/{stem}.json, every generation beside it")
 
 
-def _evaluate(job: _Job, params: Any, stem: str) -> dict[str, dict]:
-    """Entries of eval.json, with the other files written beside it; of use in process 0 alone.
+def _evaluate(job: _Job, params: Any, step: int | None, stem: str) -> dict[str, dict]:
+    """Entries of eval.json, which is written with the other files; of use in process 0 alone.
+
+    Args:
+      step: of the checkpoint. stem: of the files' names.
 
     Raises:
-      OSError: a file cannot be written. RunError: nothing could be graded.
+      InputError: the same evaluation is under way. RunError: a file cannot be written, or nothing could be graded.
     """
-    identity = {
-        "parameters": checksum(params),
-        "spec": repr(job.spec),
-        "seed": job.seed,
-        "problems": [[task.name, data.fingerprint(chosen, 0, 0)] for task, chosen in job.problems],
-    }
     summaries: dict[str, dict] = {}
-    with Unfinished(job.directory, identity) as unfinished, contextlib.ExitStack() as stack:
-        if unfinished.discarded:
-            warn_on_stderr("samples that are left of another evaluation are thrown away")
+    with contextlib.ExitStack() as stack:
+        with collectives.agreed():
+            unfinished = stack.enter_context(Unfinished(job.directory, _identity(job, params)))
         results = stack.enter_context(Results(job.directory, stem)) if processes.is_primary() else None
+        if unfinished.others and results is not None:
+            warn_on_stderr(f"{job.directory}/{FOLDER} holds samples of other evaluations, unfinished: left alone")
         for task, chosen in job.problems:
             if not chosen:
+                if processes.is_primary():
+                    warn_on_stderr(f"{task.name} has no problems to evaluate")
                 continue
             described, failures = [], []
             for problem, outcome in zip(chosen, _outcomes(job, params, task, chosen, unfinished), strict=True):
@@ -215,16 +207,51 @@ def _evaluate(job: _Job, params: Any, stem: str) -> dict[str, dict]:
                     results.add(task.name, problem, outcome)
                 described += [] if outcome.description is None else [outcome.description]
                 failures += outcome.failures
+            num_failed = len(chosen) - len(described)
             if failures and processes.is_primary():
-                _warn(task.name, failures, len(chosen) - len(described))
-            if described:
-                summaries[task.name] = summarize(described)
-        if not summaries:
+                _warn(task.name, failures, num_failed)
+            summaries[task.name] = (summarize(described) if described else {"num_prompts": 0}) | {
+                "num_failed": num_failed
+            }
+        if not any(summary["num_prompts"] for summary in summaries.values()):
             raise RunError("no problem could be graded, so nothing was written")
         if results is not None:
-            results.finish()
+            _finish(job, results, step, stem, summaries)
+        collectives.gather(None)  # what all have sampled is kept until the result is there
         unfinished.remove()
     return summaries
+
+
+def _identity(job: _Job, params: Any) -> dict[str, Any]:
+    """All that the generations depend on."""
+    return {
+        "version": __version__,
+        "parameters": checksum(params),
+        "spec": repr(job.spec),
+        "seed": job.seed,
+        # As the model is given them: chat templates change without their problems.
+        "prompts": [[task.name, data.tokens_fingerprint(chosen, task.tokenizer)] for task, chosen in job.problems],
+    }
+
+
+def _finish(job: _Job, results: Results, step: int | None, stem: str, summaries: dict[str, dict]) -> None:
+    num_samples = job.spec.num_generations
+    removed = results.finish(
+        {
+            "checkpoint_step": step,
+            "num_samples": num_samples,
+            "high_variance_above_k": num_samples // 2,
+            "sampling": dataclasses.asdict(job.spec.sampling) | {"seed": job.seed},
+            "benchmarks": summaries,
+        }
+    )
+    try:
+        # The logs may be a run's, which goes on elsewhere.
+        pusher = object_storage.Pusher(job.directory)
+        pusher.push(f"{stem}*")
+        pusher.remove(removed)
+    except OSError as error:
+        raise RunError(f"{error.strerror}; the result is in {job.directory / f'{stem}.json'}") from error
 
 
 def _outcomes(
@@ -261,7 +288,7 @@ def _outcomes(
             kept=kept,
             on_sampled=on_sampled,
         )
-    yield from samples.outcomes(with_texts=True)
+    yield from samples.outcomes()
 
 
 def _warn(name: str, failures: Sequence[str], num_left_out: int) -> None:
@@ -308,16 +335,17 @@ def _print(what: str, num_samples: int, summaries: dict[str, dict]) -> None:
         box=rich.box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    first = next(iter(summaries.values()))
-    ks = dict.fromkeys(k for k in ("1", "8", "64", str(num_samples)) if k in first["pass_at_k"])
+    graded = {name: summary for name, summary in summaries.items() if summary["num_prompts"]}
+    first = next(iter(graded.values()))
+    ks = dict.fromkeys(k for k in ("1", "8", str(num_samples)) if k in first["pass_at_k"])
     paths: list[tuple[str, tuple[str, ...]]]
     paths = [(f"pass@{k}{'*' if 2 * int(k) > num_samples else ''}", ("pass_at_k", k)) for k in ks]
-    paths += [(f"majority\n@{num_samples}", ("majority_at_k", str(num_samples)))]
+    paths += [(f"majority\n@{num_samples}*", ("majority_at_k", str(num_samples)))]
     paths += [("distinct\ncorrect", ("distinct_correct",))]
     table.add_column(overflow="fold")  # names give way to numbers
     for heading, _ in paths:
         table.add_column(heading, justify="right", vertical="bottom", no_wrap=True)
-    for name, summary in summaries.items():
+    for name, summary in graded.items():
         cells = []
         for heading, path in paths:
             value, ends = (functools.reduce(lambda x, key: x[key], path, x) for x in (summary, summary["intervals"]))

@@ -17,8 +17,8 @@ from polyepo_jax.tasks import Problem, Task
 from polyepo_jax.training.data import to_prompts
 from polyepo_jax.types import Rollouts
 
-# Problems whose texts go from process to process at a time.
-_BLOCK = 16
+# Tokens, at most, of the problems whose texts go from process to process at a time; one problem may have more.
+_BLOCK = 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,31 +56,53 @@ class Outcome:
 class Samples:
     """What one process has of all generations of all problems.
 
-    num_problems: P, of all processes. own: by row.
+    most_tokens: of all generations of a problem. problems: those of all processes. own: by row.
     """
 
     task: Task
+    most_tokens: int
     problems: Sequence[Problem]
     own: Mapping[int, tuple[Sampled, Grading]]
 
-    def outcomes(self, with_texts: bool) -> Iterator[Outcome]:
+    def descriptions(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """Those of the problems that could be graded, and the failures of all; all processes call this at one point."""
+        own = [dataclasses.asdict(self._outcome(row, {}, with_texts=False)) for row in self.own]
+        outcomes = [Outcome(**outcome) for outcome in collectives.gather_rows(list(self.own), own)]
+        described = [outcome.description for outcome in outcomes if outcome.description is not None]
+        return described, [line for outcome in outcomes for line in outcome.failures]
+
+    def outcomes(self) -> Iterator[Outcome]:
         """Those of all problems, in their order, in all processes; all of them go through it at the same point."""
-        size = _BLOCK if with_texts and jax.process_count() > 1 else len(self.problems)
+        size = max(_BLOCK // self.most_tokens, 1)
         for start in range(0, len(self.problems), size):
             rows = [row for row in range(start, min(start + size, len(self.problems))) if row in self.own]
-            own = [dataclasses.asdict(self._outcome(row, with_texts)) for row in rows]
+            own = [dataclasses.asdict(self._outcome(row, self._hidden(row), with_texts=True)) for row in rows]
             for outcome in collectives.gather_rows([row - start for row in rows], own):
                 yield Outcome(**outcome)
 
-    def _outcome(self, row: int, with_texts: bool) -> Outcome:
+    def _hidden(self, row: int) -> dict[str, Any]:
+        """Which correct responses meet the task's requirement that is unknown in training; nothing if it has none."""
+        meets = getattr(self.task, "meets_hidden_requirement", None)
+        if meets is None:
+            return {}
+        sampled, grading = self.own[row]
+        rewards_M = np.asarray(grading.grades.rewards_PN)[0].tolist()
+        pairs = zip(sampled.responses, rewards_M, strict=True)
+        try:
+            return {"hidden_M": [reward > 0 and bool(meets(self.problems[row], text)) for text, reward in pairs]}
+        except Exception as error:  # the user's code, of whatever kind
+            return {"fault": f"meets_hidden_requirement: {type(error).__name__}: {error}"}
+
+    def _outcome(self, row: int, hidden: Mapping[str, Any], with_texts: bool) -> Outcome:
         sampled, grading = self.own[row]
         rewards_M, clusters_M, valid_M = (
             np.asarray(getattr(grading.grades, name))[0] for name in ("rewards_PN", "clusters_PN", "valid_PN")
         )
         description = None
         if np.all(valid_M):
-            hidden_M = _hidden(self.task, self.problems[row], sampled.responses, rewards_M)
-            description = describe(rewards_M, clusters_M, sampled.truncated, hidden_M)
+            description = describe(rewards_M, clusters_M, sampled.truncated, hidden.get("hidden_M"))
+            if "fault" in hidden:
+                description["hidden_at_k"] = {}  # so that no benchmark has the mean of some problems
             description |= sampled.variety | {"mean_length": float(np.mean(sampled.lengths))}
         columns = sampled.responses, rewards_M, clusters_M, valid_M, sampled.lengths, sampled.truncated
         samples = [
@@ -94,19 +116,8 @@ class Samples:
             }
             for index, (response, reward, cluster, valid, length, truncated) in enumerate(zip(*columns, strict=True))
         ]
-        return Outcome(description, samples if with_texts else [], list(grading.failures))
-
-
-def _hidden(task: Any, problem: Problem, responses: Sequence[str], rewards_M: np.ndarray) -> np.ndarray | None:
-    """Which correct responses meet the task's requirement that is unknown in training; None if it has none."""
-    if not hasattr(task, "meets_hidden_requirement"):
-        return None
-    return np.array(
-        [
-            reward > 0 and bool(task.meets_hidden_requirement(problem, response))
-            for response, reward in zip(responses, rewards_M, strict=True)
-        ]
-    )
+        failures = [*grading.failures, *([hidden["fault"]] if "fault" in hidden else [])]
+        return Outcome(description, samples if with_texts else [], failures)
 
 
 def _variety(tokens_MT: np.ndarray, mask_MT: np.ndarray) -> dict[str, Any]:
@@ -185,4 +196,5 @@ def sample(
                     submit(sampled)
                     on_sampled(sampled)
         gradings = grader.collect([submitted[row] for row in own])
-    return Samples(task, problems, dict(zip(own, zip(own.values(), gradings, strict=True), strict=True)))
+    most_tokens = spec.num_generations * spec.max_completion_length
+    return Samples(task, most_tokens, problems, dict(zip(own, zip(own.values(), gradings, strict=True), strict=True)))

@@ -1,6 +1,8 @@
 """Generations of an evaluation that is under way: the same command again goes on with them."""
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 from pathlib import Path
@@ -9,22 +11,29 @@ from typing import Any, TextIO
 import jax
 import jax.numpy as jnp
 
+from polyepo_jax.errors import InputError
 from polyepo_jax.evaluation.sampling import Sampled
+from polyepo_jax.evaluation.writing import writing
 
 FOLDER = "eval_unfinished"
 
 
 def checksum(params: Any) -> str:
-    """Tells parameters from others, exactly, and on every mesh alike."""
+    """Tells parameters from others, whatever the mesh, as well as 32 bits for each array can."""
+
+    def mixed(x):  # MurmurHash3's finalizer: each bit of x changes half of the result's
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
 
     @jax.jit
     def sums(params):
         def bits(x):
             return jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize])
 
-        # Odd factors, so that values that change places are seen; a sum of integers knows no order.
+        # A sum of integers knows no order of summation; places are mixed in, so that values that change them are seen.
         return [
-            jnp.sum(bits(x).astype(jnp.uint32) * (2 * jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape) + 1))
+            jnp.sum(mixed(mixed(jnp.arange(x.size, dtype=jnp.uint32).reshape(x.shape)) + bits(x).astype(jnp.uint32)))
             for x in jax.tree.leaves(params)
         ]
 
@@ -32,76 +41,96 @@ def checksum(params: Any) -> str:
 
 
 class Unfinished:
-    """What this process has sampled so far, in files of its own in `directory`. Use as a context manager.
+    """What this process has sampled so far, in a file of its own in `directory`. Use as a context manager.
+
+    Each evaluation has a folder, so that others, under way or interrupted, keep theirs.
 
     Args:
       directory: of the result.
-      identity: all that the generations depend on, as JSON. What was kept of another evaluation is thrown away.
+      identity: all that the generations depend on, as JSON.
 
     Raises:
-      OSError: the directory cannot be read or written.
+      InputError: the same evaluation is under way, or the directory cannot be read or written.
 
     Attributes:
       kept: Sampled problems from before, by benchmark.
-      discarded: whether there was something of another evaluation.
+      others: whether there is something of other evaluations.
     """
 
     def __init__(self, directory: Path, identity: dict[str, Any]):
-        folder, own, num_processes = directory / FOLDER, jax.process_index(), jax.process_count()
-        # Of a run with more processes than this one: each of those files has one reader now.
-        paths = [path for path in folder.glob("*.jsonl") if path.stem.isdecimal()]
-        self._paths = [path for path in paths if int(path.stem) % num_processes == own]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._folder = directory / FOLDER / digest
         self.kept: dict[str, list[Sampled]] = {}
-        self.discarded = False
-        for path in self._paths:
-            self._read(path, identity)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{own}.jsonl"
-        self._paths = [*{*self._paths, path}]
-        # Written anew: what is half a line, or of another evaluation, is gone then.
-        temporary = path.with_suffix(".tmp")
+        with contextlib.ExitStack() as stack:
+            try:
+                self._open(stack)
+            except OSError as error:
+                raise InputError(f"{self._folder} cannot be read or written: {error.strerror}") from error
+            self._stack = stack.pop_all()
+        self.others = any(path != self._folder for path in self._folder.parent.iterdir())
+
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        own, num_processes = jax.process_index(), jax.process_count()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._lock = self._folder / f"{own}.lock"
+        lock = stack.enter_context(self._lock.open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            where = self._folder.parent.parent
+            raise InputError(f"the same evaluation is under way in {where}: wait for its end") from None
+        # Of a run with more processes than this one: each of those files has one reader now.
+        paths = [path for path in self._folder.glob("*.jsonl") if path.stem.isdecimal()]
+        paths = [path for path in paths if int(path.stem) % num_processes == own]
+        for path in paths:
+            self._read(path)
+        self._path = self._folder / f"{own}.jsonl"
+        # Written anew: what is half a line is gone then.
+        temporary = self._path.with_suffix(".tmp")
         with temporary.open("w") as file:
-            file.write(json.dumps(identity) + "\n")
             for benchmark, problems in self.kept.items():
                 for sampled in problems:
                     self._write(file, benchmark, sampled)
-        temporary.replace(path)
-        for other in self._paths:
-            if other != path:
+        temporary.replace(self._path)
+        for other in paths:
+            if other != self._path:
                 other.unlink()
-        self._file = path.open("a")
-        self._folder, self._path = folder, path
+        self._file = stack.enter_context(self._path.open("a"))
 
-    def _read(self, path: Path, identity: dict[str, Any]) -> None:
+    def _read(self, path: Path) -> None:
         with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file):
+            for line in file:
                 try:
                     value = json.loads(line)
                 except ValueError:
                     return  # the process ended while it wrote this
-                if number == 0 and value != identity:
-                    self.discarded = True
-                    return
-                if number:
-                    self.kept.setdefault(value.pop("benchmark"), []).append(Sampled(**value))
+                self.kept.setdefault(value.pop("benchmark"), []).append(Sampled(**value))
 
     @staticmethod
     def _write(file: TextIO, benchmark: str, sampled: Sampled) -> None:
         file.write(json.dumps({"benchmark": benchmark, **dataclasses.asdict(sampled)}) + "\n")
 
     def add(self, benchmark: str, sampled: Sampled) -> None:
-        """Keeps another problem, whatever becomes of this process."""
-        self._write(self._file, benchmark, sampled)
-        self._file.flush()
+        """Keeps another problem, whatever becomes of this process.
+
+        Raises:
+          RunError: it cannot be written.
+        """
+        with writing(self._folder):
+            self._write(self._file, benchmark, sampled)
+            self._file.flush()
 
     def remove(self) -> None:
         """When the result is written."""
-        self._path.unlink(missing_ok=True)
-        if not any(self._folder.iterdir()):
+        # Other processes tidy up at the same time.
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+            self._lock.unlink(missing_ok=True)
             self._folder.rmdir()
+            self._folder.parent.rmdir()
 
     def __enter__(self) -> "Unfinished":
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._file.close()
+        self._stack.close()

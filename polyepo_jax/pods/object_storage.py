@@ -149,6 +149,19 @@ class Pusher:
         self._url = (directory / _MARKER).read_text() if has_url(directory) else None
         self._pushed: dict[str, tuple[int, int]] = {}
 
+    def remove(self, name: str) -> None:
+        """Removes a file that is no more.
+
+        Raises:
+          OSError: it cannot be.
+        """
+        if self._url is None:
+            return
+        try:
+            (_open(self._url) / name).unlink(missing_ok=True)
+        except Exception as error:
+            raise OSError(0, f"{self._url} cannot be written: {_why(error)}") from error
+
     def push(self, only: str = "*") -> None:
         """Copies files that are new or have changed since the last time.
 

@@ -35,10 +35,9 @@ def evaluate(
         prepared.mesh,
         stop_requested,
     )
-    outcomes = list(samples.outcomes(with_texts=False))
-    if failures := [line for outcome in outcomes for line in outcome.failures]:
+    described, failures = samples.descriptions()
+    if failures:
         say(f"evaluation: {len(failures)} grading calls failed; first: {failures[0]}")
-    described = [outcome.description for outcome in outcomes if outcome.description is not None]
     if not described:
         return {"time/eval_s": time.perf_counter() - start}
     summary = summarize(described, with_intervals=False)

@@ -127,6 +127,11 @@ def prompts_fingerprint(problems: Sequence[Problem], prompts_per_step: int, seed
     return _digest([prompts_per_step, seed, [(p.id, p.prompt, p.turns) for p in problems]])
 
 
+def tokens_fingerprint(problems: Sequence[Problem], tokenizer: Tokenizer) -> str:
+    """Identifies problems and their prompts as a model is given them."""
+    return _digest([(problem.id, list(map(int, _prompt_ids(problem, tokenizer)))) for problem in problems])
+
+
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 

@@ -12,6 +12,7 @@ from polyepo_jax import evaluate
 from polyepo_jax.errors import InputError, RunError, run_command
 from polyepo_jax.evaluation import checksum, describe, results, sampling, unfinished
 from polyepo_jax.train import train
+from polyepo_jax.training import data
 from tests.tiny import EasyPolynomial, rl_config
 
 FILES = ("eval.json", "eval_problems.jsonl", "eval_samples.jsonl")
@@ -102,9 +103,8 @@ def killed_after(monkeypatch, count, error):
 
     def add(self, *arguments):
         real(self, *arguments)
-        with (self._folder / "0.jsonl").open() as file:
-            if len(file.readlines()) > count:
-                raise error
+        if len((self._folder / "0.jsonl").read_text().splitlines()) >= count:
+            raise error
 
     monkeypatch.setattr(unfinished.Unfinished, "add", add)
 
@@ -121,9 +121,10 @@ def test_an_interrupted_evaluation_goes_on(evaluated, run_dir, monkeypatch, caps
     assert stop.value.code == 130
     assert "the same command goes on with the problems that were sampled" in capsys.readouterr().err
     assert contents(run_dir) == evaluated, "what was there stays until there is something new"
-    with (run_dir / "eval_unfinished" / "0.jsonl").open("a") as file:
+    (kept,) = (run_dir / "eval_unfinished").glob("*/0.jsonl")
+    with kept.open("a") as file:
         file.write('{"benchmark": "polynomial/held_out", "row": 5, "respo')  # killed in the midst of a line
-    (run_dir / "eval_unfinished" / "0.jsonl").rename(run_dir / "eval_unfinished" / "7.jsonl")  # by other processes
+    kept.rename(kept.with_name("7.jsonl"))  # by other processes
     before, sampled[:] = set(sampled[:3]), []
     evaluate.main(arguments)
     assert "3 of 8 problems were sampled before, going on" in capsys.readouterr().err
@@ -132,15 +133,62 @@ def test_an_interrupted_evaluation_goes_on(evaluated, run_dir, monkeypatch, caps
     assert not (run_dir / "eval_unfinished").exists()
 
 
-def test_samples_of_another_evaluation_are_thrown_away(evaluated, run_dir, monkeypatch, capsys):
+def test_evaluations_leave_each_other_s_samples_alone(evaluated, run_dir, monkeypatch, capsys):
+    other = ["--run-dir", str(run_dir), "--seed", "1"]
     with monkeypatch.context() as patch:
-        killed_after(patch, 2, OSError(28, "No space left on device"))
-        with pytest.raises(RunError, match=r"cannot be written \(No space left on device\): make room"):
-            evaluate.main(["--run-dir", str(run_dir), "--seed", "1"])
+        killed_after(patch, 2, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.main(other)
     evaluate.main(["--run-dir", str(run_dir)])
     said = capsys.readouterr().err
-    assert "samples that are left of another evaluation are thrown away" in said
+    assert "eval_unfinished holds samples of other evaluations, unfinished: left alone" in said
     assert "going on" not in said
+    assert contents(run_dir) == evaluated
+    evaluate.main(other)
+    assert "2 of 8 problems were sampled before, going on" in capsys.readouterr().err
+    assert json.loads((run_dir / "eval.json").read_text())["sampling"]["seed"] == 1
+    assert not (run_dir / "eval_unfinished").exists()
+
+
+def test_the_same_evaluation_twice_at_a_time_is_refused(evaluated, run_dir, monkeypatch):
+    real = unfinished.Unfinished.add
+
+    def add(self, *arguments):
+        with pytest.raises(InputError, match="the same evaluation is under way"):
+            evaluate.main(["--run-dir", str(run_dir)])
+        monkeypatch.setattr(unfinished.Unfinished, "add", real)
+        real(self, *arguments)
+
+    monkeypatch.setattr(unfinished.Unfinished, "add", add)
+    evaluate.main(["--run-dir", str(run_dir)])
+    assert contents(run_dir) == evaluated
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_is_lost_where_a_file_cannot_be_written(evaluated, run_dir, monkeypatch, capsys, name):
+    """A directory in a file's place stands for all that can be wrong with it."""
+    for file in FILES:
+        (run_dir / file).unlink()
+    (run_dir / name).mkdir()
+    with pytest.raises(RunError, match=r"cannot be written .*: make room or restore access, then go on"):
+        evaluate.main(["--run-dir", str(run_dir)])
+    assert not (run_dir / "eval.json").is_file()
+    assert list(run_dir.glob("*.tmp")) == []
+    (run_dir / name).rmdir()
+    monkeypatch.setattr(sampling, "Rollout", None)  # nothing is sampled again
+    evaluate.main(["--run-dir", str(run_dir)])
+    assert "8 of 8 problems were sampled before" in capsys.readouterr().err
+    assert contents(run_dir) == evaluated
+
+
+def test_a_full_disk_while_sampling(evaluated, run_dir, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            unfinished.Unfinished, "_write", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space"))
+        )
+        with pytest.raises(RunError, match=r"cannot be written \(No space\)"):
+            evaluate.main(["--run-dir", str(run_dir)])
+    evaluate.main(["--run-dir", str(run_dir)])
     assert contents(run_dir) == evaluated
 
 
@@ -181,13 +229,55 @@ def test_what_could_not_be_graded_is_null_and_left_out(tmp_path, capsys):
     assert f"{len(failed)} problems are left out" in capsys.readouterr().err
 
 
+def test_a_benchmark_that_could_not_be_graded_is_counted(tmp_path, capsys):
+    train(rl_config(task=SometimesLost(), max_steps=1), tmp_path, "again")
+    evaluate.main(["--run-dir", str(tmp_path)])
+    entry = json.loads((tmp_path / "eval.json").read_text())["benchmarks"][NAME]
+    assert entry["num_failed"] > 0
+    assert entry["num_prompts"] + entry["num_failed"] == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenRequirement(EasyPolynomial):
+    """Its requirement has a bug that half of the problems show."""
+
+    def meets_hidden_requirement(self, problem, response):
+        return {0: True}[problem.id % 2]
+
+
+def test_a_requirement_with_a_bug_costs_its_number_alone(tmp_path, capsys):
+    """Training, which does not ask it, goes on."""
+    train(rl_config(task=BrokenRequirement(), max_steps=2, eval_interval_steps=1), tmp_path, "again")
+    evaluate.main(["--run-dir", str(tmp_path)])
+    entry = json.loads((tmp_path / "eval.json").read_text())["benchmarks"][NAME]
+    assert entry["num_prompts"] == 8
+    assert "hidden_at_k" not in entry
+    assert "first: meets_hidden_requirement: KeyError: 1" in capsys.readouterr().err
+
+
 def test_a_checksum_sees_what_changes_and_where():
-    params = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float16)}
-    same = checksum(params)
-    assert checksum({name: value.copy() for name, value in params.items()}) == same
-    swapped = params | {"a": params["a"][::-1].copy()}
-    nearly = params | {"b": np.array([1, 1, 1, 1.001], np.float16)}
-    assert len({same, checksum(swapped), checksum(nearly)}) == 3
+    params = {"a": np.arange(1, 7, dtype=np.float32).reshape(2, 3), "b": np.ones(4, np.float16)}
+    changed = [
+        {},
+        {"a": params["a"][::-1].copy()},
+        {"a": -params["a"]},
+        {"a": params["a"] * np.array([[-1, 1, 1], [1, -1, 1]], np.float32)},
+        {"b": np.array([1, 1, 1, 1.001], np.float16)},
+        {"b": -params["b"]},
+    ]
+    assert len({checksum(params | change) for change in changed}) == len(changed)
+    assert checksum({name: value.copy() for name, value in params.items()}) == checksum(params)
+
+
+def test_prompts_are_known_by_their_tokens(monkeypatch):
+    """A chat template that changes makes other prompts of the same problems."""
+    task = EasyPolynomial()
+    problems, tokenizer = task.problems("test")[:4], task.tokenizer
+    before = data.tokens_fingerprint(problems, tokenizer)
+    assert data.tokens_fingerprint(problems, tokenizer) == before
+    assert data.tokens_fingerprint(problems[::-1], tokenizer) != before
+    monkeypatch.setattr(type(tokenizer), "encode_prompt", lambda self, text, turns=(): self.encode(f"{text}1"))
+    assert data.tokens_fingerprint(problems, tokenizer) != before
 
 
 def test_a_directory_that_cannot_be_written_is_refused_before_work(run_dir, tmp_path):

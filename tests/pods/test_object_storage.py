@@ -12,6 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from polyepo_jax import convert, evaluate, report
 from polyepo_jax.errors import InputError
+from polyepo_jax.evaluation import results
 from polyepo_jax.pods import object_storage
 from polyepo_jax.train import main as train
 from tests.pod import ROOT
@@ -169,6 +170,11 @@ def test_a_run_at_a_url_goes_on_from_another_machine(tmp_path, monkeypatch, caps
 
     evaluate.main(["--run-dir", url])
     assert json.loads((there / "eval.json").read_text())["checkpoint_step"] == 6
+    assert (there / "eval_samples.jsonl").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "_LARGE", 1)
+        evaluate.main(["--run-dir", url])
+    assert {p.name for p in there.glob("eval_samples*")} == {"eval_samples.jsonl.gz"}, "the other one is no more"
     convert.main(["hf-export", url, "--out", str(tmp_path / "hf")])
     assert (tmp_path / "hf" / "config.json").is_file()
     with pytest.raises(InputError, match="give --out"):
