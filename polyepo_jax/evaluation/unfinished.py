@@ -72,8 +72,7 @@ class Unfinished:
     def _open(self, stack: contextlib.ExitStack) -> None:
         own, num_processes = jax.process_index(), jax.process_count()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._folder / f"{own}.lock"
-        lock = stack.enter_context(self._lock.open("w"))
+        lock = stack.enter_context((self._folder / f"{own}.lock").open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -125,7 +124,9 @@ class Unfinished:
         # Other processes tidy up at the same time.
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-            self._lock.unlink(missing_ok=True)
+            if not any(self._folder.glob("*.jsonl")):
+                for lock in self._folder.glob("*.lock"):
+                    lock.unlink(missing_ok=True)
             self._folder.rmdir()
             self._folder.parent.rmdir()
 

@@ -125,6 +125,7 @@ def test_an_interrupted_evaluation_goes_on(evaluated, run_dir, monkeypatch, caps
     with kept.open("a") as file:
         file.write('{"benchmark": "polynomial/held_out", "row": 5, "respo')  # killed in the midst of a line
     kept.rename(kept.with_name("7.jsonl"))  # by other processes
+    kept.with_name("7.lock").touch()
     before, sampled[:] = set(sampled[:3]), []
     evaluate.main(arguments)
     assert "3 of 8 problems were sampled before, going on" in capsys.readouterr().err

@@ -262,12 +262,12 @@ def test_an_evaluation_that_was_killed_goes_on_in_another_shape(alone, tmp_path)
     with evaluation((1, 4), undisturbed) as pod:
         assert pod.wait() == [0], pod.said()
     with evaluation((2, 2), killed) as pod:
-        pod.until(
-            lambda: (
-                len(list(files.glob("*.jsonl"))) == 2 and all(f.read_text().count("\n") > 1 for f in files.iterdir())
-            ),
-            "problems of both processes",
-        )
+
+        def both_have_some() -> bool:
+            kept = list(files.glob("*/*.jsonl"))
+            return len(kept) == 2 and all(path.read_text().count("\n") > 1 for path in kept)
+
+        pod.until(both_have_some, "problems of both processes")
         for index in range(2):
             pod.send(index, signal.SIGKILL)
     assert not (killed / "eval.json").exists()
