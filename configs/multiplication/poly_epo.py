@@ -10,6 +10,7 @@ from polyepo_jax.config import (
     Config,
     EvaluationConfig,
     InitConfig,
+    LoggingConfig,
     OptimizerConfig,
     Polychromic,
     SetAdvantage,
@@ -34,5 +35,6 @@ def get_config() -> Config:
         learning_rate=1e-4,
         algorithm=AlgorithmConfig(advantage=SetAdvantage(Polychromic(set_size=4)), micro_batch_size=64),
         optimizer=OptimizerConfig(b2=0.99),
+        logging=LoggingConfig(kl_interval_steps=10),
         evaluation=EvaluationConfig(num_samples=64, num_prompts=128, num_validation_prompts=32),
     )
