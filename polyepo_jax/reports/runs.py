@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from polyepo_jax.errors import InputError
+from polyepo_jax.generations import evaluated_file
 from polyepo_jax.pods import object_storage
 from polyepo_jax.reports.estimates import NEWER, NO_PROBLEMS, Benchmark, agree, benchmark_of, problems_of
 from polyepo_jax.reports.json_files import has_problem, number, read_lines, read_object
@@ -23,7 +24,7 @@ class Run:
     """A run directory.
 
     label: how the run is named in tables and figures, different for each run of a report.
-    kind: the directory's name, by which a method keeps its colour from report to report.
+    kind: the directory's name as it is, by which a method keeps its colour from report to report.
     directory: where it was read from.
     config: config.json, {} where there is none.
     steps: of metrics.jsonl, int[S], rising. metrics: float64[S] by name, NaN where undefined, and where a step has no
@@ -31,7 +32,7 @@ class Run:
     checkpoint_step: what was evaluated; None if it was no checkpoint of a run.
     sampling: of the evaluation, as eval.json has it.
     benchmarks: of eval.json; the training task's held-out split comes first.
-    samples: eval_samples.jsonl or the same compressed; None where there is neither.
+    samples: eval_samples.jsonl or the same compressed, the newer; None where there is neither.
     missing: what the directory lacks, a sentence each. damaged: what could not be read, with file and line.
     """
 
@@ -125,8 +126,10 @@ def _load_benchmarks(
 
 
 def _samples_path(directory: Path) -> Path | None:
-    paths = (directory / name for name in ("eval_samples.jsonl", "eval_samples.jsonl.gz"))
-    return next((path for path in paths if path.is_file()), None)
+    try:
+        return evaluated_file(directory)
+    except InputError:
+        return None
 
 
 def _load_run(directory: Path) -> Run:
@@ -197,6 +200,7 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
         raise InputError("the same run directory is given twice; name each once")
     runs = [_load_run(directory) for directory in directories]
     if not any(run.has_something_to_show() for run in runs):
-        reasons = [next(iter([*run.damaged, *run.missing]), f"{run.directory}: nothing logged yet") for run in runs]
+        nothing = [visible(f"{run.directory}: nothing logged yet") for run in runs]
+        reasons = [next(iter([*run.damaged, *run.missing]), what) for run, what in zip(runs, nothing, strict=True)]
         raise InputError("; ".join(dict.fromkeys(reasons)))
     return [dataclasses.replace(run, label=label) for run, label in zip(runs, _labels(directories), strict=True)]
