@@ -13,7 +13,7 @@ import markupsafe
 from polyepo_jax.pods import object_storage
 from polyepo_jax.reports import figures
 from polyepo_jax.reports.comparisons import same_num_samples
-from polyepo_jax.reports.differences import Method
+from polyepo_jax.reports.differences import Method, without_seed
 from polyepo_jax.reports.runs import Run
 from polyepo_jax.reports.side_by_side import MOST_COLUMNS, Row, side_by_side
 from polyepo_jax.reports.tables import (
@@ -103,7 +103,9 @@ def _benchmark_section(methods: Sequence[Method], names: Sequence[str], name: st
             "and branching grow with them and are not compared; pass@k at equal k and rarefied counts are."
         )
     samplings = {
-        tuple(sorted((k, one_line(str(v), 40)) for k, v in m.runs[0].sampling.items() if k != "seed")) for m in present
+        tuple(sorted((k, one_line(str(v), 40)) for k, v in without_seed(run.sampling).items()))
+        for method in present
+        for run in method.evaluated(name)
     }
     if len(samplings - {()}) > 1:
         written = [", ".join(f"{k} {v}" for k, v in sampling) for sampling in sorted(samplings - {()})]

@@ -1,12 +1,13 @@
 """The page: whole, self-contained, escaped, and open about what it lacks."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from polyepo_jax.reports import load_runs, make_report, methods_of, report_html
+from polyepo_jax.reports import Method, load_runs, make_report, methods_of, report_html
 from tests.reports.synthetic import demo, make_run, write_lines
 
 VOID = {"meta", "br", "line", "path", "use", "rect"}
@@ -153,6 +154,14 @@ def test_evaluations_of_other_numbers_of_samples_are_said(tmp_path):
     text = words(read(page_of(few, many)))
     assert "different numbers of samples (GRPO 4, Poly-EPO 8)" in text
     assert "temperature 0.6" in text
+
+
+def test_one_method_among_several_that_sampled_differently_is_said_whichever_of_its_runs(tmp_path):
+    run_dirs = [make_run(tmp_path / f"grpo_s{i}", seed=i, num_problems=3, m=4, steps=3) for i in range(2)]
+    runs = load_runs(run_dirs)
+    runs[1] = dataclasses.replace(runs[1], sampling=runs[1].sampling | {"temperature": 0.25})
+    both = Method("GRPO", "grpo", tuple(runs))
+    assert "Sampled differently (temperature 0.25, top_k 0" in report_html(make_report(runs, [both]))
 
 
 def test_ten_thousand_steps_of_several_seeds_stay_small(tmp_path):
