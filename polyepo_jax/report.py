@@ -35,7 +35,7 @@ class Arguments:
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR ...", help_behavior_hint="")
     ]
     """Run directories, in the order in which to show them; the first is the one to compare with. Runs whose
-    configurations differ in their seed only are shown as one method."""
+    configurations differ in their seed only, and that were evaluated alike, are shown as one method."""
     out: Path
     """Folder for report.html, comparison.png, pass_at_k.png and the other figures; made when missing."""
 

@@ -18,7 +18,7 @@ _DEEPEST = 20
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Runs whose configurations differ in their seed only; most methods are one run.
+    """Runs whose configurations differ in their seed only, evaluated alike; most methods are one run.
 
     label: different for each method of a report. kind: as of `Run`.
     """
