@@ -99,7 +99,7 @@ def test_seeds_with_no_step_in_common_are_said_not_to_be_shown(tmp_path):
     (picture,) = learning(methods(*directories))
     assert picture.name == "rewards_mean"
     assert missing in picture.caption
-    assert words(picture) == ["nothing to draw"]
+    assert words(picture) == ["no step at which all seeds have it"]
     other = make_run(tmp_path / "poly_epo", **SMALL)
     picture = next(p for p in learning(methods(*directories, other)) if p.name == "rewards_mean")
     assert missing in picture.caption

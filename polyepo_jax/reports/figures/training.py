@@ -104,9 +104,17 @@ def _draw_nothing(figure: Figure, metric: Metric, methods: Sequence[Method]) -> 
     logged = _logged(methods, metric)
     if not logged:
         return ""
-    ax = canvas.add_panel(figure, metric.title, metric.subtitle, "step")
+    ax = canvas.add_panel(figure, metric.title, metric.subtitle, "")
     ax.set_axis_off()
-    ax.text(0.5, 0.5, "nothing to draw", transform=ax.transAxes, ha="center", color=palette.MUTED, fontsize=9)
+    ax.text(
+        0.5,
+        0.5,
+        "no step at which all seeds have it",
+        transform=ax.transAxes,
+        ha="center",
+        color=palette.MUTED,
+        fontsize=9,
+    )
     return metric.caption + _nowhere(logged)
 
 
