@@ -22,6 +22,7 @@ from polyepo_jax import reports
 from polyepo_jax.command_line import parse_command_line
 from polyepo_jax.errors import InputError, run_command, warn_on_stderr
 from polyepo_jax.pods import object_storage
+from polyepo_jax.reports.visible import visible
 
 _UNBOUNDED = 10_000  # characters
 
@@ -34,7 +35,7 @@ class Arguments:
         tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR ...", help_behavior_hint="")
     ]
     """Run directories, in the order in which to show them; the first is the one to compare with. Runs whose
-    configurations differ in their seed only are shown as one method."""
+    configurations differ in their seed only, and that were evaluated alike, are shown as one method."""
     out: Path
     """Folder for report.html, comparison.png, pass_at_k.png and the other figures; made when missing."""
 
@@ -59,7 +60,8 @@ def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
         for name, content in files.items():
             _write_file(directory / name, content)
     except OSError as error:
-        raise InputError(f"--out {directory}: cannot be written ({error.strerror}); name another folder") from None
+        where = visible(str(directory))
+        raise InputError(f"--out {where}: cannot be written ({error.strerror}); name another folder") from None
 
 
 def _view(table: reports.Table, intervals: bool) -> rich.table.Table:
@@ -112,7 +114,8 @@ def main(arguments: Sequence[str]) -> None:
     console = rich.console.Console(highlight=False, soft_wrap=False)
     for name in reports.benchmark_names(methods):
         _print_table(console, reports.summary_table(methods, name))
-    console.print(rich.text.Text(f"wrote {options.out / 'report.html'} and {len(pictures)} figures beside it"))
+    page = visible(str(options.out / "report.html"))
+    console.print(rich.text.Text(f"wrote {page} and {len(pictures)} figures beside it"))
 
 
 if __name__ == "__main__":

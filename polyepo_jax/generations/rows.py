@@ -70,6 +70,8 @@ def training_file(directory: Path) -> Path:
 def evaluated_file(directory: Path) -> Path:
     """The eval_samples.jsonl of a run directory or, compressed, eval_samples.jsonl.gz; the newer of both.
 
+    Where they are of the same time, the plain one.
+
     Raises:
       InputError: there is no such directory or file.
     """
@@ -80,7 +82,7 @@ def evaluated_file(directory: Path) -> Path:
             f"{directory} has no eval_samples.jsonl or eval_samples.jsonl.gz: run "
             f"`python -m polyepo_jax.evaluate --run-dir {directory}` first"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(found, key=lambda path: path.stat().st_mtime_ns)  # the first of equal ones
 
 
 def _existing(directory: Path) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyepo_jax.reports.runs import LABELS, Run
-from polyepo_jax.reports.visible import one_line
+from polyepo_jax.reports.visible import one_line, visible
 
 _ABSENT = "-"
 _LONGEST = 120  # characters of a setting that is shown
@@ -18,7 +18,7 @@ _DEEPEST = 20
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Runs whose configurations differ in their seed only; most methods are one run.
+    """Runs whose configurations differ in their seed only, evaluated alike; most methods are one run.
 
     label: different for each method of a report. kind: as of `Run`.
     """
@@ -86,19 +86,29 @@ def _without_seed(path: Any, seed: Any) -> Any:
     return "/".join(part for part in (marks.sub("", part) for part in path.split("/")) if part)
 
 
+def _has_seed(run: Run) -> bool:
+    seed = run.config.get("seed")
+    return isinstance(seed, int) and not isinstance(seed, bool)
+
+
+def without_seed(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """How an evaluation sampled, apart from its seed."""
+    return {key: value for key, value in sampling.items() if key != "seed"}
+
+
 def _identity(run: Run) -> str:
-    """Equal for runs that differ in their seed only."""
+    """Equal for runs that differ in their seed only and were evaluated in the same way."""
     settings = settings_of(run.config)
     seed = settings.pop("seed", None)
     if "init.run_dir" in settings:
         settings["init.run_dir"] = _without_seed(settings["init.run_dir"], seed)
     # Among other numbers of samples, other numbers of answers are found.
     samples = sorted({benchmark.num_samples for benchmark in run.benchmarks.values()})
-    return json.dumps([settings, samples], sort_keys=True)
+    return json.dumps([settings, samples, run.checkpoint_step, without_seed(run.sampling)], sort_keys=True)
 
 
 def _common_kind(runs: Sequence[Run]) -> str:
-    """The directory name that the runs share, less what numbers the seed."""
+    """The directory name that the runs share, less what numbers the seed; "" if that is all of it."""
     names = {run.kind for run in runs}
     if len(names) == 1:
         return names.pop()
@@ -113,16 +123,17 @@ def methods_of(runs: Sequence[Run]) -> list[Method]:
     """
     groups: dict[str, list[Run]] = collections.defaultdict(list)
     for i, run in enumerate(runs):
-        groups[_identity(run) if run.config else f"run {i}"].append(run)
+        groups[_identity(run) if _has_seed(run) else f"run {i}"].append(run)
     methods: list[Method] = []
     for group in groups.values():
-        seeds = {json.dumps(run.config.get("seed")) for run in group}
-        if len(group) > 1 and len(seeds) == len(group):
+        if len(group) > 1 and len({run.config["seed"] for run in group}) == len(group):
             kind = _common_kind(group) or group[0].kind
-            methods.append(Method(LABELS.get(kind, kind), kind, tuple(group)))
+            methods.append(Method(visible(LABELS.get(kind, kind)), kind, tuple(group)))
         else:
             methods += [Method(run.label, run.kind, (run,)) for run in group]
     counts = collections.Counter(method.label for method in methods)
     methods = [m if counts[m.label] == 1 else dataclasses.replace(m, label=m.runs[0].label) for m in methods]
+    if len({method.label for method in methods}) < len(methods):
+        methods = [dataclasses.replace(method, label=method.runs[0].label) for method in methods]
     order = {id(run): i for i, run in enumerate(runs)}
     return sorted(methods, key=lambda method: order[id(method.runs[0])])

@@ -126,6 +126,17 @@ def _computed(problems: Problems, names: list[str]) -> dict[str, tuple[float, fl
     return {name: (low, high) for name, (low, high) in zip(names, ends_K2.tolist(), strict=True) if low <= high}
 
 
+def num_failed(entry: Any) -> int:
+    """Problems that an entry of eval.json is not of, for a generation of theirs could not be graded."""
+    count = number(entry.get("num_failed")) if isinstance(entry, dict) else 0.0
+    return int(count) if count >= 1 else 0
+
+
+def is_ungraded(entry: Any) -> bool:
+    """Whether none of the benchmark's problems could be graded, so that there are no numbers."""
+    return num_failed(entry) > 0 and number(entry.get("num_prompts")) == 0
+
+
 def benchmark_of(
     entry: Any, num_samples: int, high_variance_above: Any, problems: Problems, where: str, notes: list[str]
 ) -> Benchmark | None:

@@ -12,8 +12,9 @@ import markupsafe
 
 from polyepo_jax.pods import object_storage
 from polyepo_jax.reports import figures
-from polyepo_jax.reports.comparisons import same_num_samples
-from polyepo_jax.reports.differences import Method
+from polyepo_jax.reports.comparisons import estimates_of, same_num_samples
+from polyepo_jax.reports.differences import Method, without_seed
+from polyepo_jax.reports.estimates import curve
 from polyepo_jax.reports.runs import Run
 from polyepo_jax.reports.side_by_side import MOST_COLUMNS, Row, side_by_side
 from polyepo_jax.reports.tables import (
@@ -93,9 +94,14 @@ def _title(methods: Sequence[Method]) -> str:
 def _benchmark_section(methods: Sequence[Method], names: Sequence[str], name: str, styles: Styles) -> Section:
     present = [method for method in methods if method.evaluated(name)]
     remarks = []
-    absent = [method.label for method in methods if method not in present]
-    if absent:
-        remarks.append(f"Not evaluated on it: {', '.join(absent)}.")
+    absent = [method for method in methods if method not in present]
+    ungraded = [method for method in absent if any(name in run.ungraded for run in method.runs)]
+    for words, those in (
+        ("Not evaluated on it", [method for method in absent if method not in ungraded]),
+        ("Evaluated on it, but none of the problems could be graded", ungraded),
+    ):
+        if those:
+            remarks.append(f"{words}: {', '.join(method.label for method in those)}.")
     if not same_num_samples(present, name):
         counts = [f"{m.label} {m.evaluated(name)[0].benchmarks[name].num_samples:,}" for m in present]
         remarks.append(
@@ -103,11 +109,15 @@ def _benchmark_section(methods: Sequence[Method], names: Sequence[str], name: st
             "and branching grow with them and are not compared; pass@k at equal k and rarefied counts are."
         )
     samplings = {
-        tuple(sorted((k, one_line(str(v), 40)) for k, v in m.runs[0].sampling.items() if k != "seed")) for m in present
+        tuple(sorted((k, one_line(str(v), 40)) for k, v in without_seed(run.sampling).items()))
+        for method in present
+        for run in method.evaluated(name)
     }
     if len(samplings - {()}) > 1:
         written = [", ".join(f"{k} {v}" for k, v in sampling) for sampling in sorted(samplings - {()})]
         remarks.append(f"Sampled differently ({visible('; '.join(written))}), which changes all of it.")
+    if max((k for m in present for k in curve(estimates_of(m, name), "pass_at_k")), default=0) == 1:
+        remarks.append("No curves over k: one sample of each problem gives pass@1 alone.")
     differences = differences_table(present, name)
     if differences is None and len(present) > 1:
         remarks.append("No paired differences: no eval_problems.jsonl with the same problems.")

@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 
 from polyepo_jax.errors import InputError
+from polyepo_jax.generations import evaluated_file
 from polyepo_jax.pods import object_storage
-from polyepo_jax.reports.estimates import NEWER, NO_PROBLEMS, Benchmark, agree, benchmark_of, problems_of
+from polyepo_jax.reports.estimates import (
+    NEWER,
+    NO_PROBLEMS,
+    Benchmark,
+    agree,
+    benchmark_of,
+    is_ungraded,
+    num_failed,
+    problems_of,
+)
 from polyepo_jax.reports.json_files import has_problem, number, read_lines, read_object
 from polyepo_jax.reports.visible import one_line, visible
 
@@ -23,7 +33,7 @@ class Run:
     """A run directory.
 
     label: how the run is named in tables and figures, different for each run of a report.
-    kind: the directory's name, by which a method keeps its colour from report to report.
+    kind: the directory's name as it is, by which a method keeps its colour from report to report.
     directory: where it was read from.
     config: config.json, {} where there is none.
     steps: of metrics.jsonl, int[S], rising. metrics: float64[S] by name, NaN where undefined, and where a step has no
@@ -31,7 +41,8 @@ class Run:
     checkpoint_step: what was evaluated; None if it was no checkpoint of a run.
     sampling: of the evaluation, as eval.json has it.
     benchmarks: of eval.json; the training task's held-out split comes first.
-    samples: eval_samples.jsonl or the same compressed; None where there is neither.
+    ungraded: those of which no problem could be graded, so that they have no numbers.
+    samples: eval_samples.jsonl or the same compressed, the newer; None where there is neither.
     missing: what the directory lacks, a sentence each. damaged: what could not be read, with file and line.
     """
 
@@ -45,6 +56,7 @@ class Run:
     checkpoint_step: int | None
     sampling: Mapping[str, Any]
     benchmarks: Mapping[str, Benchmark]
+    ungraded: tuple[str, ...]
     samples: Path | None
     missing: tuple[str, ...]
     damaged: tuple[str, ...]
@@ -102,7 +114,9 @@ def _load_benchmarks(
     if not problems_path.is_file():
         missing.append("no eval_problems.jsonl: no paired differences between runs")
     benchmarks = {}
-    for name, entry in entries.items():
+    missing += [f"{name}: {_left_out(entry)}" for name, entry in entries.items() if num_failed(entry)]
+    graded = {name: entry for name, entry in entries.items() if not is_ungraded(entry)}
+    for name, entry in graded.items():
         problems = problems_of(by_name[name]) if name in by_name else NO_PROBLEMS
         where = f"{path}, benchmark {one_line(repr(name), 60)}"
         above = content.get("high_variance_above_k")
@@ -118,15 +132,29 @@ def _load_benchmarks(
         benchmarks[visible(name)] = benchmark
         if not benchmark.intervals:
             missing.append(f"no intervals on {visible(name)}: neither in eval.json nor from eval_problems.jsonl")
-    absent = [name for name in NEWER if not any(isinstance(e, dict) and name in e for e in entries.values())]
-    if absent:
+    absent = [name for name in NEWER if not any(isinstance(e, dict) and name in e for e in graded.values())]
+    if graded and absent:
         missing.append(f"eval.json is of an older version, without {', '.join(absent)}: evaluate again to have them")
     return benchmarks
 
 
+def _left_out(entry: Mapping[str, Any]) -> str:
+    """What an entry of eval.json says of problems that could not be graded."""
+    count = num_failed(entry)
+    if is_ungraded(entry):
+        return f"none of its {_problems(count)} could be graded, so it has no numbers; evaluate again"
+    return f"{_problems(count)} left out of its numbers, because a generation could not be graded"
+
+
+def _problems(count: int) -> str:
+    return f"{count:,} problem{'' if count == 1 else 's'}"
+
+
 def _samples_path(directory: Path) -> Path | None:
-    paths = (directory / name for name in ("eval_samples.jsonl", "eval_samples.jsonl.gz"))
-    return next((path for path in paths if path.is_file()), None)
+    try:
+        return evaluated_file(directory)
+    except InputError:
+        return None
 
 
 def _load_run(directory: Path) -> Run:
@@ -150,6 +178,8 @@ def _load_run(directory: Path) -> Run:
     content = read_object(directory / "eval.json", damaged)
     readable = there["eval.json"] and len(damaged) == faults
     benchmarks = _load_benchmarks(content, directory, missing, damaged) if readable else {}
+    entries = content.get("benchmarks")
+    ungraded = [name for name, entry in entries.items() if is_ungraded(entry)] if isinstance(entries, dict) else []
     steps, metrics, logged = _load_metrics(directory / "metrics.jsonl", damaged)
     step, sampling = content.get("checkpoint_step"), content.get("sampling")
     return Run(
@@ -163,6 +193,7 @@ def _load_run(directory: Path) -> Run:
         checkpoint_step=step if isinstance(step, int) else None,
         sampling=sampling if isinstance(sampling, dict) else {},
         benchmarks=benchmarks,
+        ungraded=tuple(map(visible, ungraded)),
         samples=samples,
         missing=tuple(map(visible, missing)),
         damaged=tuple(map(visible, damaged)),
@@ -197,6 +228,7 @@ def load_runs(directories: Sequence[Path]) -> list[Run]:
         raise InputError("the same run directory is given twice; name each once")
     runs = [_load_run(directory) for directory in directories]
     if not any(run.has_something_to_show() for run in runs):
-        reasons = [next(iter([*run.damaged, *run.missing]), f"{run.directory}: nothing logged yet") for run in runs]
+        nothing = [visible(f"{run.directory}: nothing logged yet") for run in runs]
+        reasons = [next(iter([*run.damaged, *run.missing]), what) for run, what in zip(runs, nothing, strict=True)]
         raise InputError("; ".join(dict.fromkeys(reasons)))
     return [dataclasses.replace(run, label=label) for run, label in zip(runs, _labels(directories), strict=True)]

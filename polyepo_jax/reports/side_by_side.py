@@ -13,7 +13,7 @@ from polyepo_jax.reports.runs import Run
 from polyepo_jax.reports.visible import Excerpt, excerpt, visible
 
 DEGENERATE = -1  # as of polyepo_jax.types, which needs JAX
-_PROBLEMS, _PROBLEMS_OF_EACH = 3, 2  # of a benchmark alone, of each of several
+_PROBLEMS, _PROBLEMS_OF_EACH = 3, 2  # of a benchmark alone, of each of several; of many, one
 _MOST_PROBLEMS = 8
 MOST_COLUMNS = 6
 _SAMPLES = 6
@@ -22,7 +22,7 @@ _LINES_NAMED = 3  # of a damaged file
 _LONGEST_STRIP = 24  # clusters
 _LETTERED = 0.05  # of a strip
 
-Key = tuple[str, int]  # benchmark and id
+Key = tuple[str, int]  # benchmark, made visible as its name is in `Run`, and id
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,36 +70,32 @@ def _problems_in(path: Path, notes: list[str]) -> Iterator[tuple[Key, list[Gener
         )
         for (benchmark, id_), rows in of_problems:
             if benchmark is not None and id_ is not None:
-                yield (benchmark, id_), list(rows)
+                yield (visible(benchmark), id_), list(rows)
     except InputError as error:
         notes.append(str(error))
 
 
-def _first_problems(run: Run, names: Sequence[str], notes: list[str]) -> dict[Key, list[Generation]]:
-    """The first few problems of each benchmark; the file is read no further than needed."""
-    each = _PROBLEMS if len(names) <= 1 else _PROBLEMS_OF_EACH
+def _problems_of(run: Run, chosen: Sequence[Key], each: int, notes: list[str]) -> dict[Key, list[Generation]]:
+    """The chosen problems that a run has, and the first few of each benchmark of which none was chosen.
+
+    The file is read no further than needed.
+    """
+    assert run.samples is not None
+    known, own = {name for name, _ in chosen}, set(run.benchmarks)
+    wanted = {key for key in chosen if not own or key[0] in own}
     found: dict[Key, list[Generation]] = {}
     counts: collections.Counter[str] = collections.Counter()
-    assert run.samples is not None
-    for (name, id_), rows in _problems_in(run.samples, notes):
-        if counts[name] < each:
-            found[name, id_] = rows
-            counts[name] += 1
-        wanted = names or [*counts]
-        if len(found) >= _MOST_PROBLEMS or all(counts[other] >= each for other in wanted):
-            break
-    return found
-
-
-def _these_problems(run: Run, keys: Sequence[Key], notes: list[str]) -> dict[Key, list[Generation]]:
-    """Those of the problems that the run has; the file is read no further than needed."""
-    found: dict[Key, list[Generation]] = {}
-    assert run.samples is not None
     for key, rows in _problems_in(run.samples, notes):
-        if key in keys:
+        name, room = key[0], len(chosen) + counts.total() < _MOST_PROBLEMS
+        if key in chosen:
             found[key] = rows
-            if len(found) == len(keys):
-                break
+        elif name not in known and key not in found and counts[name] < each and room:
+            found[key] = rows
+            counts[name] += 1
+        full = len(chosen) + counts.total() >= _MOST_PROBLEMS
+        enough = all(counts[other] >= each for other in (own or {*counts}) - known)
+        if wanted <= found.keys() and (full or enough):
+            break
     return found
 
 
@@ -146,27 +142,29 @@ def _column(label: str, rows: Sequence[Generation]) -> Column:
 
 
 def side_by_side(methods: Sequence[Method], notes: list[str]) -> list[Row]:
-    """The same first few problems from one run of each of the first methods, with its first few samples of each.
+    """The same few problems from one run of each of the first methods, with its first few samples of each.
+
+    They are the first ones of each benchmark in the first of these runs that has it.
 
     Args:
       notes: what of the files could not be read is added.
     """
     firsts = {method.label: next((run for run in method.runs if run.samples), None) for method in methods}
     runs = dict([(label, run) for label, run in firsts.items() if run is not None][:MOST_COLUMNS])
+    num_benchmarks = len({name for run in runs.values() for name in run.benchmarks})
+    each = _PROBLEMS if num_benchmarks <= 1 else max(1, min(_PROBLEMS_OF_EACH, _MOST_PROBLEMS // num_benchmarks))
     found: dict[str, dict[Key, list[Generation]]] = {}
     keys: list[Key] = []
     for label, run in runs.items():
-        names = [*run.benchmarks]
-        found[label] = _these_problems(run, keys, notes) if keys else _first_problems(run, names, notes)
-        keys = keys or [*found[label]]
+        found[label] = _problems_of(run, keys, each, notes)
+        keys += [key for key in found[label] if key not in keys]
     rows = []
     for key in keys:
         having = [label for label in runs if key in found[label]]
         prompt = found[having[0]][key][0].prompt
         rows.append(
             Row(
-                visible(key[0]),
-                key[1],
+                *key,
                 excerpt(prompt, _LONGEST),
                 tuple(_column(label, found[label][key]) for label in having),
                 tuple(label for label in runs if label not in having),

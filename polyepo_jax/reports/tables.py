@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from polyepo_jax.reports.comparisons import (
     Differences,
@@ -111,6 +111,14 @@ def _difference_cell(estimate: Estimate | None, share: bool) -> Cell:
     return Cell(text, f"{low} to {high}" if {low, high} != {text} else "", side)
 
 
+def _at_k(words: str, k: int, above: int) -> str:
+    return f"{words}@{k}{' *' if k > above else ''}"
+
+
+def _is_marked(names: Iterable[str]) -> bool:
+    return any(name.endswith("*") for name in names)
+
+
 def _measures(found: Sequence[Mapping[str, Estimate]], above: int) -> dict[str, str]:
     """Names of estimates that any method has, with what they are called; all k of pass@k, the others at a few."""
     measures: dict[str, str] = {}
@@ -120,7 +128,7 @@ def _measures(found: Sequence[Mapping[str, Estimate]], above: int) -> dict[str, 
         shown = (
             ks if name == "pass_at_k" else sorted({*settled[-1:], *ks[-1:], *(ks[:1] if name == "hidden_at_k" else ())})
         )
-        measures |= {f"{name}/{k}": f"{words}@{k}{' *' if k > above else ''}" for k in shown}
+        measures |= {f"{name}/{k}": _at_k(words, k, above) for k in shown}
     return measures | {name: words for name, words in _SCALARS.items() if any(name in of for of in found)}
 
 
@@ -145,7 +153,7 @@ def estimates_table(methods: Sequence[Method], name: str) -> Table:
     found, above = [estimates_of(method, name) for method in present], _high_variance_above(present, name)
     measures = _measures(found, above)
     notes = [_interval_note(present, name)] if any(not math.isnan(e.low) for of in found for e in of.values()) else []
-    notes += [_MARK] if any(words.endswith("*") for words in measures.values()) else []
+    notes += [_MARK] if _is_marked(measures.values()) else []
     return Table(
         title="Estimates",
         columns=("", *(head(method, name) for method in present)),
@@ -176,7 +184,8 @@ def differences_table(methods: Sequence[Method], name: str) -> Table | None:
         ),
         note=f"On the same {problems} problems, paired; shares in percentage points. Beneath each: its 95 % interval, "
         "bootstrap over problems. ▲ ▼ the interval lies above or below 0."
-        + (" Several seeds are averaged on each problem first." if several else ""),
+        + (" Several seeds are averaged on each problem first." if several else "")
+        + (f" {_MARK}" if _is_marked(measures.values()) else ""),
     )
 
 
@@ -215,9 +224,8 @@ def summary_table(methods: Sequence[Method], name: str) -> Table:
     largest = max(common, default=1)
     ks = [*(k for k in (1, 8) if k in common and k < largest), largest]
     above = _high_variance_above(present, name)
-    star = " *" if largest > above else ""
-    columns = {f"pass_at_k/{k}": f"pass@{k}{star if k == largest else ''}" for k in ks}
-    columns |= {f"majority_at_k/{largest}": f"majority@{largest}{star}"}
+    columns = {f"pass_at_k/{k}": _at_k(_CURVES["pass_at_k"], k, above) for k in ks}
+    columns |= {f"majority_at_k/{largest}": _at_k(_CURVES["majority_at_k"], largest, above)}
     columns |= {"distinct": _SCALARS["distinct"], "distinct_correct": _SCALARS["distinct_correct"]}
     return Table(
         title=f"{benchmark_title(name)} ({sampled(present, name)})",
@@ -229,7 +237,7 @@ def summary_table(methods: Sequence[Method], name: str) -> Table:
             )
             for method, of in zip(present, found, strict=True)
         ),
-        note=ratio_note(present, name),
+        note="\n".join(filter(None, [_MARK if _is_marked(columns.values()) else "", ratio_note(present, name)])),
     )
 
 

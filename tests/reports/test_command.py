@@ -1,5 +1,6 @@
 """The command on synthetic run directories: what it writes, prints and refuses."""
 
+import os
 import re
 import struct
 import subprocess
@@ -81,6 +82,31 @@ def test_names_are_text_and_never_markup(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "[red]$x^{$<b>&" in printed.out.replace("\n", "")
     assert "\x1b" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("name", ["po\x01ly", os.fsdecode(b"p\xffq")])
+def test_names_of_several_seeds_are_made_visible(tmp_path, capsys, name):
+    changes = {"algorithm": "the same"}
+    try:
+        directories = [
+            make_run(tmp_path / f"{name}-seed{i}", seed=i, num_problems=3, m=4, steps=3, changes=changes)
+            for i in range(2)
+        ]
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    out = tmp_path / f"out{name}"
+    report.main([*map(str, directories), "--out", str(out)])
+    page = (out / "report.html").read_text()
+    before, number, after = ("po", "U+0001", "ly") if "\x01" in name else ("p", "U+DCFF", "q")
+    angles = "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}", "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}"
+    shown = f"{before}{angles[0]}{number}{angles[1]}{after}"
+    assert f"<strong>{shown}</strong> (2 seeds)" in page
+    assert not set("\x01\udcff") & set(page)
+    for path in out.glob("*.svg"):
+        assert ElementTree.fromstring(path.read_bytes()).tag.endswith("svg")
+    printed = capsys.readouterr()
+    assert shown in printed.out
+    assert not set("\x01\udcff") & set(printed.out + printed.err)
 
 
 def test_bad_arguments_exit_with_2(run_dirs, tmp_path, capsys):

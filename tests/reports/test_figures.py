@@ -26,7 +26,7 @@ def words(picture):
 
 
 def draw(metric_name, found):
-    (metric,) = (m for m in (*metrics.VARIETY, *metrics.LEARNING) if m.name == metric_name)
+    (metric,) = (m for m in (*metrics.VARIETY, *metrics.LEARNING, *metrics.TIME) if m.name == metric_name)
     figure = canvas.new_figure(len(found))
     caption = training.draw_metric(figure, metric, found, palette.styles_of(found))
     return figure, caption
@@ -82,6 +82,80 @@ def test_seeds_are_a_mean_line_and_a_band_of_their_range(tmp_path):
     assert (averaging.per_point, averaging.window) == (1, 1)
     assert "GRPO n = 3" in training.how_to_read_steps([method])
     assert "range over seeds (GRPO n = 3)" in evaluation.how_to_read([method], NAME)
+
+
+def seeds_at_other_steps(tmp_path, name):
+    """Two seeds of GRPO that have a metric at every other step each."""
+    directories = [make_run(tmp_path / f"grpo_s{i}", seed=i, changes={"algorithm": "GRPO"}, **SMALL) for i in range(2)]
+    for i, directory in enumerate(directories):
+        write_lines(directory / "metrics.jsonl", [{"step": s, name: None if s % 2 == i else 0.5} for s in range(90)])
+    return directories
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_with_no_step_in_common_are_said_not_to_be_shown(tmp_path):
+    directories = seeds_at_other_steps(tmp_path, "rewards/mean")
+    missing = "Not shown, for at no step all seeds have it: GRPO."
+    (picture,) = learning(methods(*directories))
+    assert picture.name == "rewards_mean"
+    assert missing in picture.caption
+    assert words(picture) == ["no step at which all seeds have it"]
+    other = make_run(tmp_path / "poly_epo", **SMALL)
+    picture = next(p for p in learning(methods(*directories, other)) if p.name == "rewards_mean")
+    assert missing in picture.caption
+    assert words(picture) == ["Poly-EPO"]
+    found = methods(*seeds_at_other_steps(tmp_path / "distinct", "clusters/distinct_correct"))
+    overview_picture = figures.comparison_picture(found, NAME, palette.styles_of(found))
+    assert "Correctness against variety" in [text.get_text() for text in overview_picture.figure.texts]
+
+
+def learning(found):
+    return overview.training_pictures(found, palette.styles_of(found), "")["Learning"]
+
+
+def test_numbers_of_training_have_figures_where_they_are_there(tmp_path):
+    of_learning = ("kl/start", "loss/ratio_mean", "loss/ratio_max", "optimizer/learning_rate")
+    of_time = ("throughput/rollout_tokens_per_s", "throughput/train_tokens_per_s")
+    memory = {"memory/host_peak_bytes": 3 * 2**30, "memory/device_peak_bytes": 2**29}
+    directory = make_run(tmp_path / "grpo", **SMALL)
+    rows = [{"step": s} | dict.fromkeys((*of_learning, *of_time), 0.5 * s) | memory for s in (1, 2)]
+    write_lines(directory / "metrics.jsonl", rows)
+    found = methods(directory)
+    pictures = overview.training_pictures(found, palette.styles_of(found), "_x")
+    names = {heading: {picture.name for picture in of} for heading, of in pictures.items()}
+    assert names == {
+        "Learning": {f"{name.replace('/', '_')}_x" for name in of_learning},
+        "Time": {f"{name.replace('/', '_')}_x" for name in (*of_time, *memory)},
+    }
+    for name, gib in zip(memory, (3.0, 0.5), strict=True):
+        assert draw(name, found)[0].axes[0].lines[0].get_ydata().tolist() == [gib, gib]
+
+
+def test_quantiles_of_groups_are_bands_of_one_figure_a_method(tmp_path):
+    directories = [make_run(tmp_path / f"m{i}", **SMALL) for i in range(8)]
+    quantiles = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 1.0, "max": 1.0}
+    for directory in directories[1:]:
+        row = {f"rewards/group_{name}": value for name, value in quantiles.items()}
+        write_lines(directory / "metrics.jsonl", [{"step": s} | row for s in range(3)])
+    pictures = [p for p in learning(methods(*directories)) if p.name.startswith("rewards_groups")]
+    assert [picture.name for picture in pictures] == [f"rewards_groups_{i}" for i in range(1, 7)]
+    assert [picture.caption.partition(":")[0] for picture in pictures] == [f"m{i}" for i in range(1, 7)]
+    assert all("The first 6 methods have such a figure." in picture.caption for picture in pictures)
+    (ax,) = pictures[0].figure.axes
+    outer, inner = (band.get_paths()[0].get_extents() for band in ax.collections)
+    assert (outer.y0, outer.y1, inner.y0, inner.y1) == (0.0, 1.0, 0.25, 1.0)
+    heights = {text.get_text(): text.xyann[1] for text in ax.texts}
+    assert sorted(heights, key=heights.get) == ["min", "25 %", "median", "75 %", "max"]
+    (picture,) = (p for p in learning(methods(*directories[:2])) if p.name.startswith("rewards_groups"))
+    assert "such a figure" not in picture.caption
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(0.0, "0"), (2.5e-5, "2.5e-5"), (1e-4, "1e-4"), (-4e-7, "-4e-7"), (0.25, "0.25"), (12_500, "12.5k"), (3e7, "3e7")],
+)
+def test_numbers_of_axes_are_written_as_they_are(value, written):
+    assert lines.compact(value) == written
 
 
 def test_long_series_are_thinned_and_say_so(tmp_path):

@@ -1,12 +1,13 @@
 """The page: whole, self-contained, escaped, and open about what it lacks."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
 
 import pytest
 
-from polyepo_jax.reports import load_runs, make_report, methods_of, report_html
+from polyepo_jax.reports import Method, load_runs, make_report, methods_of, report_html
 from tests.reports.synthetic import demo, make_run, write_lines
 
 VOID = {"meta", "br", "line", "path", "use", "rect"}
@@ -153,6 +154,40 @@ def test_evaluations_of_other_numbers_of_samples_are_said(tmp_path):
     text = words(read(page_of(few, many)))
     assert "different numbers of samples (GRPO 4, Poly-EPO 8)" in text
     assert "temperature 0.6" in text
+
+
+def test_one_method_among_several_that_sampled_differently_is_said_whichever_of_its_runs(tmp_path):
+    run_dirs = [make_run(tmp_path / f"grpo_s{i}", seed=i, num_problems=3, m=4, steps=3) for i in range(2)]
+    runs = load_runs(run_dirs)
+    runs[1] = dataclasses.replace(runs[1], sampling=runs[1].sampling | {"temperature": 0.25})
+    both = Method("GRPO", "grpo", tuple(runs))
+    assert "Sampled differently (temperature 0.25, top_k 0" in report_html(make_report(runs, [both]))
+
+
+def test_a_benchmark_that_could_not_be_graded_is_said_and_not_drawn(tmp_path):
+    graded = make_run(tmp_path / "grpo", num_problems=3, m=4, steps=3, names=("a", "b"))
+    other = make_run(tmp_path / "poly_epo", num_problems=3, m=4, steps=3, names=("a", "b"))
+    content = json.loads((other / "eval.json").read_text())
+    content["benchmarks"] |= {"b": {"num_prompts": 0, "num_failed": 3}, "c": {"num_prompts": 0, "num_failed": 3}}
+    (other / "eval.json").write_text(json.dumps(content))
+    runs = load_runs([graded, other])
+    report = make_report(runs, methods_of(runs))
+    assert ["Evaluated on it, but none of the problems could be graded: Poly-EPO."] in [
+        [remark for remark in section.remarks if "graded" in remark] for section in report.sections
+    ]
+    assert [section.title for section in report.sections][:3] == ["A", "B", "Variety and coverage over training"]
+    text = words(read(report_html(report)))
+    assert "Poly-EPO : b: none of its 3 problems could be graded" in text
+    assert "Poly-EPO : c: none of its 3 problems could be graded" in text
+    assert "Not evaluated on it" not in text
+
+
+def test_one_sample_of_each_problem_is_said_to_give_no_curves_over_k(tmp_path):
+    one = make_run(tmp_path / "grpo", num_problems=3, m=1, steps=3)
+    sentence = "No curves over k: one sample of each problem gives pass@1 alone."
+    assert sentence in words(read(page_of(one)))
+    two = make_run(tmp_path / "poly_epo", num_problems=3, m=2, steps=3)
+    assert sentence not in words(read(page_of(one, two)))
 
 
 def test_ten_thousand_steps_of_several_seeds_stay_small(tmp_path):

@@ -118,6 +118,36 @@ def test_a_number_of_another_kind_is_left_out_with_a_note(directory):
     assert len(run.damaged) == 3
 
 
+def test_problems_that_could_not_be_graded_are_said(directory):
+    path = directory / "eval.json"
+    content = json.loads(path.read_text())
+    whole = content["benchmarks"]["polynomial/held_out"]
+    content["benchmarks"] = {
+        "some": whole | {"num_failed": 1},
+        "many": whole | {"num_failed": 1234},
+        "none": whole | {"num_failed": 0},
+        "old": whole,
+        "odd": whole | {"num_failed": "7"},
+        "all": {"num_prompts": 0, "num_failed": 5},
+    }
+    path.write_text(json.dumps(content))
+    (directory / "eval_problems.jsonl").unlink()
+    run = loaded(directory)
+    assert [*run.benchmarks] == ["some", "many", "none", "old", "odd"]
+    assert run.ungraded == ("all",)
+    assert [note for note in run.missing if "graded" in note] == [
+        "some: 1 problem left out of its numbers, because a generation could not be graded",
+        "many: 1,234 problems left out of its numbers, because a generation could not be graded",
+        "all: none of its 5 problems could be graded, so it has no numbers; evaluate again",
+    ]
+    assert run.damaged == ()
+    content["benchmarks"] = {"all": {"num_prompts": 0, "num_failed": 5}}
+    path.write_text(json.dumps(content))
+    run = loaded(directory)
+    assert (run.benchmarks, run.damaged) == ({}, ())
+    assert not any("older version" in note for note in run.missing)
+
+
 def test_intervals_of_the_file_win_and_are_else_computed(directory):
     path = directory / "eval.json"
     content = json.loads(path.read_text())

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from polyepo_jax.reports import load_runs, methods_of
+from polyepo_jax.reports import load_runs, make_report, methods_of, report_html
 from polyepo_jax.reports.comparisons import estimates_of, paired_differences
 from polyepo_jax.reports.differences import setting_differences
 from polyepo_jax.reports.estimates import Benchmark, Problems
@@ -58,6 +58,54 @@ def test_runs_without_a_configuration_are_never_seeds_of_one(tmp_path):
     for directory in directories:
         (directory / "config.json").unlink()
     assert [method.label for method in methods_of(load_runs(directories))] == ["a", "b"]
+
+
+@pytest.mark.parametrize("seed", [None, "1", True, 1.5])
+def test_a_run_without_a_seed_is_never_one_of_several(tmp_path, seed):
+    directories = [
+        make_run(tmp_path / f"{name}/grpo", num_problems=3, m=4, steps=2, seed=i) for i, name in enumerate("abc")
+    ]
+    config = json.loads((directories[0] / "config.json").read_text())
+    del config["seed"]
+    (directories[0] / "config.json").write_text(json.dumps(config | ({} if seed is None else {"seed": seed})))
+    runs = load_runs(directories)
+    assert [method.num_seeds for method in methods_of(runs)] == [1, 2]
+    assert "seed 2" in report_html(make_report(runs, methods_of(runs)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint_step": 1},
+        {"checkpoint_step": None},
+        {"sampling": {"temperature": 0.5, "top_k": 0, "top_p": 1.0, "seed": 0}},
+        {"sampling": {}},
+    ],
+)
+def test_seeds_that_were_evaluated_in_another_way_stay_apart(tmp_path, changes):
+    runs = [("a/grpo", 0, "runs/base", {}), ("b/grpo", 1, "runs/base", {})]
+    assert [method.num_seeds for method in methods(tmp_path, *runs)] == [2]
+    directories = [tmp_path / name for name, *_ in runs]
+    change_evaluation(directories[1], sampling={"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 7})
+    assert [method.num_seeds for method in methods_of(load_runs(directories))] == [2]
+    change_evaluation(directories[1], **changes)
+    assert [method.num_seeds for method in methods_of(load_runs(directories))] == [1, 1]
+
+
+def change_evaluation(directory, **changes):
+    path = directory / "eval.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_methods_have_labels_of_their_own_whatever_their_directories_are_called(tmp_path):
+    changes = [{"learning_rate": i} for i in range(3)]
+    found = methods(
+        tmp_path,
+        *(("x-0", 0, "b", changes[0]), ("x-1", 1, "b", changes[0])),
+        *(("x-5", 5, "b", changes[1]), ("x-6", 6, "b", changes[1])),
+        *(("x-0-s2", 2, "b", changes[2]), ("x-0-s3", 3, "b", changes[2])),
+    )
+    assert [method.label for method in found] == ["x-0", "x-5", "x-0-s2"]
 
 
 def test_methods_stay_in_the_order_of_their_first_runs(tmp_path):

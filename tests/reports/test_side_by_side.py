@@ -2,9 +2,11 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
+from polyepo_jax.generations import evaluated_file
 from polyepo_jax.reports import load_runs, methods_of
 from polyepo_jax.reports.side_by_side import letter, side_by_side
 from polyepo_jax.reports.visible import excerpt, one_line, visible
@@ -52,6 +54,35 @@ def test_several_benchmarks_have_two_problems_each(tmp_path):
     assert [(row.benchmark, row.id) for row in rows] == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
 
 
+def test_each_benchmark_has_its_problems_from_the_first_run_that_has_it(tmp_path):
+    directories = [
+        make_run(tmp_path / f"of{''.join(names)}", names=names, num_problems=4, m=3, steps=1)
+        for names in (("a",), ("b",), ("b", "a", "c"))
+    ]
+    rows, notes = rows_of(*directories)
+    assert [(row.benchmark, row.id) for row in rows] == [(name, i) for name in "abc" for i in range(2)]
+    assert [[column.label for column in row.columns] for row in rows[::2]] == [
+        *(["ofa", "ofbac"], ["ofb", "ofbac"], ["ofbac"])
+    ]
+    assert rows[4].absent == ("ofa", "ofb")
+    assert notes == []
+
+
+def test_of_many_benchmarks_each_has_one_problem_up_to_eight(tmp_path):
+    first = make_run(tmp_path / "first", names=(*"abcde",), num_problems=3, m=2, steps=1)
+    second = make_run(tmp_path / "second", names=(*"xyzuvw",), num_problems=3, m=2, steps=1)
+    assert [(row.benchmark, row.id) for row in rows_of(first)[0]] == [(name, 0) for name in "abcde"]
+    assert [row.benchmark for row in rows_of(first, second)[0]] == [*"abcdexyz"]
+
+
+def test_no_more_is_read_of_a_run_that_lacks_the_others_benchmarks(directory, tmp_path):
+    other = make_run(tmp_path / "other", names=("b",), num_problems=3, m=2, steps=1)
+    write(other, [sample(i, benchmark="b") for i in range(3)], broken_after=True)
+    rows, notes = rows_of(directory, other)
+    assert [(row.benchmark, row.id) for row in rows] == [(NAME, 0), (NAME, 1), ("b", 0), ("b", 1)]
+    assert notes == []
+
+
 def test_no_more_of_a_file_is_read_than_needed(directory, tmp_path):
     write(directory, [sample(i) for i in range(4)], broken_after=True)
     other = make_run(tmp_path / "poly_epo", num_problems=5, m=8, steps=1)
@@ -69,6 +100,18 @@ def test_compressed_files_are_read_too(directory):
     (directory / "eval_samples.jsonl").unlink()
     (directory / "eval_samples.jsonl.gz").write_bytes(gzip.compress(content))
     assert rows_of(directory)[0] == expected
+
+
+@pytest.mark.parametrize(("plain", "compressed", "expected"), [(1, 2, "compressed"), (2, 1, "plain"), (2, 2, "plain")])
+def test_of_a_plain_and_a_compressed_file_the_newer_counts(directory, plain, compressed, expected):
+    write(directory, [sample(0, "plain")])
+    path = directory / "eval_samples.jsonl.gz"
+    path.write_bytes(gzip.compress(json.dumps(sample(0, "compressed")).encode() + b"\n"))
+    os.utime(directory / "eval_samples.jsonl", (plain, plain))
+    os.utime(path, (compressed, compressed))
+    ((row,), _) = rows_of(directory)
+    assert row.columns[0].shown[0].excerpt.head == expected
+    assert evaluated_file(directory) == load_runs([directory])[0].samples
 
 
 def test_samples_are_counted_and_clusters_lettered_by_size(directory):

@@ -63,6 +63,7 @@ def test_the_summary_holds_the_numbers_of_the_files(run_dirs):
         *("", "", "40.0\N{EN DASH}62.5", "", "", "", "1.00\N{EN DASH}12.50", "")
     ]
     assert table.note == (
+        "* k beyond half the samples: varies much from evaluation to evaluation.\n"
         "Distinct correct answers a prompt, relative to base (warm start): GRPO 0.31x, Poly-EPO 1.6x; "
         "relative to GRPO: base (warm start) 3.2x, Poly-EPO 5.2x."
     )
@@ -83,7 +84,7 @@ def test_the_summary_uses_the_largest_k_that_all_runs_have(tmp_path):
 def test_no_ratio_to_nothing(run_dirs):
     for directory in run_dirs:
         set_entry(directory, distinct_correct=0.0)
-    assert summary_table(methods(run_dirs), NAME).note == ""
+    assert "relative" not in summary_table(methods(run_dirs), NAME).note
 
 
 def test_a_run_without_the_benchmark_is_left_out(tmp_path):
@@ -113,6 +114,25 @@ def test_estimates_mark_k_beyond_half_the_samples(run_dirs):
     assert names[:5] == ["pass@1", "pass@2", "pass@4", "pass@8", "pass@16 *"]
     assert {"majority@8", "majority@16 *", "vote share@8", "distinct incorrect answers", "length, tokens"} <= {*names}
     assert "varies much" in table.note
+
+
+def test_every_table_marks_all_at_k_beyond_half_the_samples(tmp_path):
+    # Of 12 samples half are 6, so that 8, which is not the largest, is beyond.
+    run_dirs = [make_run(tmp_path / name, num_problems=4, m=12, steps=1, hidden=True) for name in ("grpo", "poly_epo")]
+    found = methods(run_dirs)
+    assert summary_table(found, NAME).columns[2:6] == ("pass@1", "pass@8 *", "pass@12 *", "majority@12 *")
+    expected = {"pass@4", "pass@8 *", "pass@12 *"}
+    expected |= {f"{name}@{k}" for name in ("majority", "vote share", "hidden") for k in ("4", "12 *")} | {"hidden@1"}
+    for table in (estimates_table(found, NAME), differences_table(found, NAME)):
+        assert expected <= {*texts(table)}
+    for table in (summary_table(found, NAME), estimates_table(found, NAME), differences_table(found, NAME)):
+        assert "* k beyond half the samples" in table.note
+    for directory in run_dirs:
+        path = directory / "eval.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"high_variance_above_k": 12}))
+    found = methods(run_dirs)
+    for table in (summary_table(found, NAME), estimates_table(found, NAME), differences_table(found, NAME)):
+        assert "*" not in table.note + "".join([*table.columns, *texts(table)])
 
 
 def test_differences_are_signed_and_say_on_which_side_of_0_they_lie(run_dirs):

@@ -1,6 +1,7 @@
 """Metrics over the steps as lines: thinned, smoothed, and joined over seeds."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,14 +58,19 @@ def _series(method: Method, name: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, np.stack([values[np.isin(at, steps)] for at, values in found])
 
 
-def line_of(method: Method, name: str, most: int) -> tuple[Line, Averaging] | None:
+def line_of(method: Method, name: str, most: int, unit: float = 1.0) -> tuple[Line, Averaging] | None:
     """A method's metric over the steps that all its seeds logged: mean and range, a gap where one is undefined.
 
     Args:
       most: points of the line. Long ones are smoothed, too.
+      unit: what the values are divided by.
+
+    Returns:
+      None where at no step all seeds have it.
     """
     steps, values_RS = _series(method, name)
-    if not steps.size:
+    values_RS = values_RS / unit
+    if not np.any(np.all(np.isfinite(values_RS), axis=0)):
         return None
     thinned = [thin(steps, values, most) for values in values_RS]
     x, _, per_point = thinned[0]
@@ -83,3 +89,15 @@ def line_of(method: Method, name: str, most: int) -> tuple[Line, Averaging] | No
         marked=len(x) <= _SMOOTHED_FROM,
     )
     return line, Averaging(per_point, window)
+
+
+def averaging_note(averagings: Sequence[Averaging]) -> str:
+    """How the points of a figure's lines were made, a sentence for its caption; "" where they are as logged."""
+    per_point, window = max(a.per_point for a in averagings), max(a.window for a in averagings)
+    notes = []
+    if per_point > 1:
+        notes.append(f"each point is the mean of up to {per_point} steps, to keep the file small")
+    if window > 1:
+        notes.append(f"moving average over {window} points")
+    text = "; ".join(notes)
+    return f" {text[:1].upper()}{text[1:]}." if text else ""

@@ -118,9 +118,10 @@ def label_ends(ax: Axes, ends: Mapping[str, float], styles: Mapping[str, palette
 
 
 def compact(value: float) -> str:
-    """A number of an axis in a few characters: 12k, 0.25, 1e-05."""
+    """A number of an axis in a few characters: 12k, 0.25, 2.5e-5."""
     if value and (abs(value) >= 1e7 or abs(value) < 1e-3):
-        return f"{value:.0e}"
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:,.4g}"
 
 

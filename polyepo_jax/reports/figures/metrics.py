@@ -7,6 +7,7 @@ import dataclasses
 class Metric:
     """How a metric of metrics.jsonl is shown.
 
+    unit: values are divided by it.
     reference: the number of eval.json that is the same on test problems, for methods without a curve; "" for none.
     from_zero: the vertical axis starts there. share: in percent.
     counted: it grows with the number of samples, so it compares only among equally many.
@@ -20,6 +21,7 @@ class Metric:
     from_zero: bool = True
     reference: str = ""
     counted: bool = False
+    unit: float = 1.0
 
 
 VARIETY = (
@@ -85,7 +87,22 @@ LEARNING = (
         *("Entropy", "nats a token"),
         "The mean of -log p of the sampled tokens, an unbiased estimate of the entropy of the sampled distribution.",
     ),
+    Metric(
+        "kl/start",
+        *("Distance from the start", "nats a token"),
+        "An estimate of KL(policy || initial policy), over sampled tokens.",
+    ),
     Metric("loss/grad_norm", "Gradient norm", "before clipping", "The Euclidean norm over all parameters."),
+    Metric(
+        "loss/ratio_mean",
+        *("Probability ratio, mean", "over tokens and updates"),
+        "The ratio that the loss clips; 1 where the policy is still the one that the loss compares with.",
+    ),
+    Metric(
+        "loss/ratio_max",
+        *("Probability ratio, largest", "over tokens and updates"),
+        "The largest ratio of a step, before clipping.",
+    ),
     Metric(
         "loss/clip_frac",
         *("Clipped", "share of tokens"),
@@ -97,6 +114,7 @@ LEARNING = (
         *("Sampler gap", "nats a token"),
         "How far the trainer's log-probabilities of sampled tokens are from the sampler's.",
     ),
+    Metric("optimizer/learning_rate", "Learning rate", "mean over a step's updates", "0 in steps without an update."),
     Metric("loss/supervised", "Supervised loss", "nats a token", "Of the warm start."),
 )
 GRADING = (
@@ -125,4 +143,28 @@ GRADING = (
         "How long a step waited for grades after its last generation had ended.",
     ),
 )
-TIME = (Metric("time/step_s", "Step time", "seconds", "Saving and evaluating left out."),)
+TIME = (
+    Metric("time/step_s", "Step time", "seconds", "Saving and evaluating left out."),
+    Metric(
+        "throughput/rollout_tokens_per_s",
+        *("Sampling throughput", "tokens a second"),
+        "Sampled tokens by the time of the rollout.",
+    ),
+    Metric(
+        "throughput/train_tokens_per_s",
+        *("Training throughput", "tokens a second"),
+        "Real tokens of prompts and completions that all updates went through, by the time of the update.",
+    ),
+    Metric(
+        "memory/host_peak_bytes",
+        *("Memory of the host", "GiB, peak"),
+        "The most that the first process has held since it began.",
+        unit=2.0**30,
+    ),
+    Metric(
+        "memory/device_peak_bytes",
+        *("Memory of a device", "GiB, peak"),
+        "The most that the first device has held since the process began.",
+        unit=2.0**30,
+    ),
+)

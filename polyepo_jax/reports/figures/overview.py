@@ -8,6 +8,7 @@ from polyepo_jax.reports.figures import canvas, metrics, palette, training
 from polyepo_jax.reports.figures.canvas import Picture
 from polyepo_jax.reports.figures.costs import time_picture
 from polyepo_jax.reports.figures.evaluation import draw_frontier, draw_pass_at_k
+from polyepo_jax.reports.figures.groups import group_pictures
 
 Styles = Mapping[str, palette.Style]
 GRADING = "Judge and verifier"
@@ -25,9 +26,15 @@ def training_pictures(methods: Sequence[Method], styles: Styles, suffix: str) ->
             variety[i] = dataclasses.replace(picture, name=f"distinct_correct{suffix}")
             break
     times = time_picture(methods, suffix)
+    reward, *others = metrics.LEARNING
+    learning = [
+        *training.pictures_of([reward], methods, styles, suffix),
+        *group_pictures(methods, styles, suffix),
+        *training.pictures_of(others, methods, styles, suffix),
+    ]
     sections = {
         "Variety and coverage over training": variety,
-        "Learning": training.pictures_of(metrics.LEARNING, methods, styles, suffix),
+        "Learning": learning,
         GRADING: training.pictures_of(metrics.GRADING, methods, styles, suffix),
         "Time": ([times] if times else []) + training.pictures_of(metrics.TIME, methods, styles, suffix),
     }

@@ -11,7 +11,7 @@ from polyepo_jax.reports.comparisons import estimates_of
 from polyepo_jax.reports.differences import Method
 from polyepo_jax.reports.figures import canvas, palette
 from polyepo_jax.reports.figures.canvas import Picture
-from polyepo_jax.reports.figures.curves import Averaging, line_of
+from polyepo_jax.reports.figures.curves import averaging_note, line_of
 from polyepo_jax.reports.figures.lines import Line, compact, draw_lines, label_ends, share_axis, steps_axis, vertical
 from polyepo_jax.reports.figures.metrics import Metric
 
@@ -71,19 +71,51 @@ def _comparable(methods: Sequence[Method], metric: Metric) -> list[Method]:
 
 
 def draw_metric(figure: Figure, metric: Metric, methods: Sequence[Method], styles: Styles, column: int = 0) -> str:
-    """A metric of all methods that logged it, into a column of the figure; returns the caption, "" if none did."""
-    logged = [method for method in methods if any(run.series(metric.name)[0].size for run in method.runs)]
-    shown = _comparable(logged, metric)
-    found = {m.label: line_of(m, metric.name, max(60, _MOST_POINTS // len(methods))) for m in shown}
+    """A metric of all methods that logged it, into a column of the figure; returns the caption, "" if none can be."""
+    logged = _logged(methods, metric)
+    comparable = _comparable(logged, metric)
+    most = max(60, _MOST_POINTS // len(methods))
+    found = {m.label: line_of(m, metric.name, most, metric.unit) for m in comparable}
     drawn = [pair for pair in found.values() if pair is not None]
     if not drawn:
         return ""
+    shown = [method for method in comparable if found[method.label] is not None]
     lines, references = [line for line, _ in drawn], _references(methods, metric, shown)
     labels = [*(line.label for line in lines), *references]
     ax = canvas.add_panel(figure, metric.title, metric.subtitle, "step", labels, column)
     label_ends(ax, _draw(ax, metric, lines, references, styles), styles)
-    left_out = [method for method in logged if method not in shown]
-    return metric.caption + _caption(metric, shown, left_out, bool(references)) + _averaging_note([a for _, a in drawn])
+    left_out = [method for method in logged if method not in comparable]
+    caption = metric.caption + _caption(metric, shown, left_out, bool(references))
+    return caption + _nowhere([m for m in comparable if m not in shown]) + averaging_note([a for _, a in drawn])
+
+
+def _logged(methods: Sequence[Method], metric: Metric) -> list[Method]:
+    return [method for method in methods if any(run.series(metric.name)[0].size for run in method.runs)]
+
+
+def _nowhere(methods: Sequence[Method]) -> str:
+    """Of methods whose seeds have no step in common."""
+    names = ", ".join(method.label for method in methods)
+    return f" Not shown, for at no step all seeds have it: {names}." if names else ""
+
+
+def _draw_nothing(figure: Figure, metric: Metric, methods: Sequence[Method]) -> str:
+    """Where `draw_metric` cannot draw what was logged, an empty panel; returns its caption, "" if nothing was."""
+    logged = _logged(methods, metric)
+    if not logged:
+        return ""
+    ax = canvas.add_panel(figure, metric.title, metric.subtitle, "")
+    ax.set_axis_off()
+    ax.text(
+        0.5,
+        0.5,
+        "no step at which all seeds have it",
+        transform=ax.transAxes,
+        ha="center",
+        color=palette.MUTED,
+        fontsize=9,
+    )
+    return metric.caption + _nowhere(logged)
 
 
 def _draw(
@@ -98,7 +130,7 @@ def _draw(
     if metric.share:
         share_axis(ax, lines, [*references.values()])
     else:
-        lowest = min(float(np.nanmin([*line.y, *line.low, *line.raw])) for line in lines)
+        lowest = min(float(np.nanmin([*line.y, *line.low, *line.raw])) for line in lines)  # each has some value
         vertical(ax, compact, 0 if metric.from_zero and lowest >= 0 else None)
     return ends
 
@@ -117,23 +149,12 @@ def _caption(metric: Metric, shown: Sequence[Method], left_out: Sequence[Method]
     return "".join(f" {note}" for note in notes)
 
 
-def _averaging_note(averagings: Sequence[Averaging]) -> str:
-    per_point, window = max(a.per_point for a in averagings), max(a.window for a in averagings)
-    notes = []
-    if per_point > 1:
-        notes.append(f"each point is the mean of up to {per_point} steps, to keep the file small")
-    if window > 1:
-        notes.append(f"moving average over {window} points")
-    text = "; ".join(notes)
-    return f" {text[:1].upper()}{text[1:]}." if text else ""
-
-
 def pictures_of(metrics: Sequence[Metric], methods: Sequence[Method], styles: Styles, suffix: str) -> list[Picture]:
     """A figure for each metric that some method logged."""
     pictures = []
     for metric in metrics:
         figure = canvas.new_figure(len(methods))
-        caption = draw_metric(figure, metric, methods, styles)
+        caption = draw_metric(figure, metric, methods, styles) or _draw_nothing(figure, metric, methods)
         if caption:
             pictures.append(Picture(f"{metric.name.replace('/', '_')}{suffix}", metric.title, caption, figure))
     return pictures
