@@ -42,6 +42,8 @@ class Arguments:
     """Of a step, of steps such as 10:20, 10: or :20, the last one included, or of the last step: `last`."""
     benchmark: str | None = None
     """With --eval, of a benchmark."""
+    split: Literal["test", "validation"] = "test"
+    """With --eval, of which split's evaluation."""
     prompt: str | None = None
     """Of a problem, by its id, or of prompts that contain a text."""
     cluster: int | None = None
@@ -62,8 +64,8 @@ class Arguments:
             raise ValueError("--correct and --incorrect exclude each other: give one, or neither for both")
         if self.of_evaluation and (self.step is not None or self.advantage is not None):
             raise ValueError("--step and --advantage are of training: leave them out, or leave out --eval")
-        if not self.of_evaluation and self.benchmark is not None:
-            raise ValueError("--benchmark is of an evaluation: give --eval, too")
+        if not self.of_evaluation and (self.benchmark is not None or self.split != "test"):
+            raise ValueError("--benchmark and --split are of an evaluation: give --eval, too")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1, got {self.limit}")
 
@@ -130,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_command_line(Arguments, arguments, program, config=(tyro.conf.FlagCreatePairsOff,))
     directory = object_storage.working_copy(options.run_dir)
     try:
-        path = evaluated_file(directory) if options.of_evaluation else training_file(directory)
+        path = evaluated_file(directory, options.split) if options.of_evaluation else training_file(directory)
     except InputError as error:
         raise InputError(str(error).replace(str(directory), object_storage.name_of(directory))) from None
     selection, of_last_step = _selection(options), options.step == "last"

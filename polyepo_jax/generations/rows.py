@@ -67,20 +67,21 @@ def training_file(directory: Path) -> Path:
     return path
 
 
-def evaluated_file(directory: Path) -> Path:
+def evaluated_file(directory: Path, split: str = "test") -> Path:
     """The eval_samples.jsonl of a run directory or, compressed, eval_samples.jsonl.gz; the newer of both.
 
-    Where they are of the same time, the plain one.
+    Where they are of the same time, the plain one. Of the validation split eval_validation_samples.jsonl.
 
     Raises:
       InputError: there is no such directory or file.
     """
-    paths = [_existing(directory) / f"eval_samples.jsonl{ending}" for ending in ("", ".gz")]
+    name, option = ("eval", "") if split == "test" else (f"eval_{split}", f" --split {split}")
+    paths = [_existing(directory) / f"{name}_samples.jsonl{ending}" for ending in ("", ".gz")]
     found = [path for path in paths if path.is_file()]
     if not found:
         raise InputError(
-            f"{directory} has no eval_samples.jsonl or eval_samples.jsonl.gz: run "
-            f"`python -m polyepo_jax.evaluate --run-dir {directory}` first"
+            f"{directory} has no {name}_samples.jsonl or {name}_samples.jsonl.gz: run "
+            f"`python -m polyepo_jax.evaluate --run-dir {directory}{option}` first"
         )
     return max(found, key=lambda path: path.stat().st_mtime_ns)  # the first of equal ones
 

@@ -71,6 +71,13 @@ def test_evaluations_are_read_compressed(directory, capsys):
     assert [(r["benchmark"], r["sample"]) for r in found] == [("aime", 1)]
 
 
+def test_the_validation_split_has_files_of_its_own(directory, capsys):
+    with pytest.raises(InputError, match=r"no eval_validation_samples.jsonl .* --split validation` first"):
+        samples.main([str(directory), "--eval", "--split", "validation"])
+    (directory / "eval_validation_samples.jsonl").write_text(json.dumps(row(1, 7, benchmark="held_out")) + "\n")
+    assert [r["sample"] for r in json_of(capsys, directory, "--eval", "--split", "validation")] == [7]
+
+
 def test_the_header_counts(directory, capsys):
     samples.main([str(directory), "--step", "last", "--limit", "3"])
     shown = capsys.readouterr().out
@@ -95,6 +102,7 @@ def test_the_header_counts(directory, capsys):
         (["{}", "--correct", "--incorrect"], "exclude each other"),
         (["{}", "--eval", "--step", "1"], "--step and --advantage are of training"),
         (["{}", "--benchmark", "aime"], "give --eval, too"),
+        (["{}", "--split", "validation"], "give --eval, too"),
         (["{}", "--limit", "0"], "--limit must be at least 1"),
         (["{}", "--advantage", "high"], "--advantage"),
     ],
