@@ -1,9 +1,9 @@
-"""GRPO, without the division by the standard deviation, on polynomials; everything else as in poly_epo.py.
+"""GRPO, without the division by the standard deviation, on multiplication; everything else as in poly_epo.py.
 
 python -m polyepo_jax.train --config configs/multiplication/grpo.py
 
-Needs runs/multiplication/warm_start. About a minute on two CPU cores. It collapses; held out, four runs: pass@1
-0.998-0.999, 1.0-1.4 distinct correct answers in 64.
+Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.60, pass@8 0.94,
+3.6 distinct correct strategies in 64.
 """
 
 import dataclasses

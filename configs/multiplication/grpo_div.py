@@ -1,9 +1,9 @@
-"""GRPO with an additive bonus for rare answers, on polynomials; everything else as in poly_epo.py.
+"""GRPO with an additive bonus for rare strategies, on multiplication; everything else as in poly_epo.py.
 
 python -m polyepo_jax.train --config configs/multiplication/grpo_div.py
 
-Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.89, 12 distinct
-correct answers in 64.
+Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.56, pass@8 0.97,
+6.7 distinct correct strategies in 64.
 """
 
 import dataclasses

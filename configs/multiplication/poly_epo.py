@@ -1,6 +1,9 @@
 """Poly-EPO (arXiv:2604.17654) on multiplication: sets of 4 among 8 generations, scored by reward times diversity.
 
 python -m polyepo_jax.train --config configs/multiplication/poly_epo.py
+
+Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.54, pass@8 0.97,
+7.8 distinct correct strategies in 64. The baselines beside it change the advantage and nothing else.
 """
 
 from pathlib import Path

@@ -1,6 +1,8 @@
 """Warm start on multiplication: a model of 0.43 M parameters that knows 24 ways to decompose a product of two numbers.
 
 python -m polyepo_jax.sft --config configs/multiplication/warm_start.py
+
+About 5 minutes on two CPU cores. Held out, one run: pass@1 0.30, pass@8 0.90, 7.0 distinct correct strategies in 64.
 """
 
 from polyepo_jax.config import EvaluationConfig, ModelConfig, Multiplication, OptimizerConfig, SFTConfig

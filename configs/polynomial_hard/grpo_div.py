@@ -1,9 +1,9 @@
-"""GRPO with an additive bonus for rare answers, on polynomials; everything else as in poly_epo.py.
+"""GRPO with an additive bonus for rare answers, on hard polynomials; everything else as in poly_epo.py.
 
 python -m polyepo_jax.train --config configs/polynomial_hard/grpo_div.py
 
-Needs runs/polynomial_hard/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.89, 12 distinct
-correct answers in 64.
+Needs runs/polynomial_hard/warm_start. About a minute on two CPU cores. Held out, one run: pass@1 0.26, pass@8 0.63,
+pass@128 0.87.
 """
 
 import dataclasses

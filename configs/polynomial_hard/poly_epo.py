@@ -1,6 +1,9 @@
 """Poly-EPO (arXiv:2604.17654) on polynomials of which each accepts some x only, so that coverage decides.
 
 python -m polyepo_jax.train --config configs/polynomial_hard/poly_epo.py
+
+Needs runs/polynomial_hard/warm_start. About a minute on two CPU cores. Held out, one run: pass@1 0.27, pass@8 0.63,
+pass@128 0.87.
 """
 
 import dataclasses
