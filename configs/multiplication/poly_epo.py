@@ -6,38 +6,20 @@ Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held o
 7.8 distinct correct strategies in 64. The baselines beside it change the advantage and nothing else.
 """
 
+import dataclasses
 from pathlib import Path
 
-from polyepo_jax.config import (
-    AlgorithmConfig,
-    Config,
-    EvaluationConfig,
-    InitConfig,
-    LoggingConfig,
-    OptimizerConfig,
-    Polychromic,
-    SetAdvantage,
-    SFTConfig,
-    load,
-)
+from polyepo_jax.config import Config, InitConfig, SFTConfig, load
 
 
 def get_config() -> Config:
     warm_start = load(Path(__file__).with_name("warm_start.py"), SFTConfig)
-    return Config(
+    return dataclasses.replace(
+        load(Path(__file__).parents[1] / "polynomial" / "poly_epo.py", Config),
         task=warm_start.task,
         model=warm_start.model,
         init=InitConfig(run_dir="runs/multiplication/warm_start"),
         max_steps=150,
-        save_interval_steps=50,
         eval_interval_steps=25,
-        prompts_per_step=32,
-        num_generations=8,
-        max_prompt_length=warm_start.max_prompt_length,
         max_completion_length=warm_start.max_completion_length,
-        learning_rate=1e-4,
-        algorithm=AlgorithmConfig(advantage=SetAdvantage(Polychromic(set_size=4)), micro_batch_size=64),
-        optimizer=OptimizerConfig(b2=0.99),
-        logging=LoggingConfig(kl_interval_steps=10),
-        evaluation=EvaluationConfig(num_samples=64, num_prompts=128, num_validation_prompts=32),
     )
