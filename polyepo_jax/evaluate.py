@@ -190,9 +190,10 @@ def _evaluate(job: _Job, params: Any, step: int | None, stem: str) -> dict[str, 
       InputError: the same evaluation is under way. RunError: a file cannot be written, or nothing could be graded.
     """
     summaries: dict[str, dict] = {}
+    identity = _identity(job, params)  # computed by all processes together
     with contextlib.ExitStack() as stack:
         with collectives.agreed():
-            unfinished = stack.enter_context(Unfinished(job.directory, _identity(job, params)))
+            unfinished = stack.enter_context(Unfinished(job.directory, identity))
         results = stack.enter_context(Results(job.directory, stem)) if processes.is_primary() else None
         if unfinished.others and results is not None:
             warn_on_stderr(f"{job.directory}/{FOLDER} holds samples of other evaluations, unfinished: left alone")
