@@ -32,6 +32,7 @@ def test_nothing_is_compiled_after_the_second_step(tmp_path: Path, monkeypatch, 
         sampling=SamplingConfig(max_rows=8),
         algorithm=AlgorithmConfig(SetAdvantage(Polychromic(2)), micro_batch_size=micro_batch_size),
     )
+    jax.clear_caches()  # other tests may have run the same programs
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         train.train(config, tmp_path, "")
     assert len(compiled) == 12
