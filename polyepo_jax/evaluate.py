@@ -260,10 +260,11 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """Samples and grades the problems of a task, and says how far it is."""
     kept = unfinished.kept.get(task.name, [])
-    num_kept = sum(collectives.gather(len(kept)))
+    kept_by_process = collectives.gather(len(kept))
+    num_kept, num_processes = sum(kept_by_process), len(kept_by_process)
     shown = {"throughput/rollout_tokens_per_s": ("tokens/s", ",.0f")}
     progress = Progress(num_kept, len(chosen), shown, not processes.is_primary(), f"{task.name}: problem")
-    began, num_processes = time.perf_counter(), len(collectives.gather(None))
+    began = time.perf_counter()
     num_done = num_tokens = 0
 
     def on_sampled(sampled: Sampled) -> None:

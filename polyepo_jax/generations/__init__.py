@@ -1,5 +1,6 @@
 """Generations in a run directory's files: read, chosen, shown in a terminal. For people and reports: no JAX."""
 
+from polyepo_jax.generations.rows import DEGENERATE as DEGENERATE
 from polyepo_jax.generations.rows import Generation as Generation
 from polyepo_jax.generations.rows import evaluated_file as evaluated_file
 from polyepo_jax.generations.rows import read_generations as read_generations

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO, cast
 
 from polyepo_jax.errors import InputError
 
+DEGENERATE = -1  # as of polyepo_jax.types; no import, for JAX would come with it
+
 
 @dataclasses.dataclass(frozen=True)
 class Generation:

@@ -15,12 +15,11 @@ from typing import TextIO
 import rich.console
 import rich.text
 
-from polyepo_jax.generations.rows import Generation
+from polyepo_jax.generations.rows import DEGENERATE, Generation
 from polyepo_jax.generations.selection import sign
 
 # Of clusters, in the order in which a prompt's generations come to them; the bar beside a response has them too.
 _COLORS = ("cyan", "magenta", "yellow", "blue", "green", "bright_red", "bright_cyan", "bright_magenta", "bright_yellow")
-_DEGENERATE = -1
 _GUTTER = 2  # cells before a response's text
 
 
@@ -70,7 +69,7 @@ class Printer:
         self._write(rich.text.Text())
         style = self._style(generation.cluster)
         self._write(self._summary(generation, style))
-        bar = rich.text.Text("┊" if generation.cluster in (None, _DEGENERATE) else "┃", style)
+        bar = rich.text.Text("┊" if generation.cluster in (None, DEGENERATE) else "┃", style)
         self._write_beside(bar, escaped(generation.response))
 
     @staticmethod
@@ -83,7 +82,7 @@ class Printer:
         return ", ".join(filter(None, parts))
 
     def _style(self, cluster: int | None) -> str:
-        if cluster is None or cluster == _DEGENERATE:
+        if cluster is None or cluster == DEGENERATE:
             return "dim"
         return self._colors.setdefault(cluster, _COLORS[len(self._colors) % len(_COLORS)])
 
@@ -96,7 +95,7 @@ class Printer:
         parts = [rich.text.Text("" if generation.sample is None else f"#{generation.sample}", "bold")]
         parts.append(rich.text.Text(f"{mark:<11}", f"bold {color}"))
         if cluster is not None:
-            parts.append(rich.text.Text("∅ degenerate" if cluster == _DEGENERATE else f"cluster {cluster}", style))
+            parts.append(rich.text.Text("∅ degenerate" if cluster == DEGENERATE else f"cluster {cluster}", style))
         if reward is not None:
             parts.append(rich.text.Text(f"reward {reward:g}"))
         if generation.advantage is not None:

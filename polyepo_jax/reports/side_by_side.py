@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polyepo_jax.errors import InputError
-from polyepo_jax.generations import Generation, read_generations
+from polyepo_jax.generations import DEGENERATE, Generation, read_generations
 from polyepo_jax.reports.differences import Method
 from polyepo_jax.reports.runs import Run
 from polyepo_jax.reports.visible import Excerpt, excerpt, visible
 
-DEGENERATE = -1  # as of polyepo_jax.types, which needs JAX
 _PROBLEMS, _PROBLEMS_OF_EACH = 3, 2  # of a benchmark alone, of each of several; of many, one
 _MOST_PROBLEMS = 8
 MOST_COLUMNS = 6

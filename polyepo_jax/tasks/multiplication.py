@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from polyepo_jax.model.tokenizer import CharacterTokenizer
-from polyepo_jax.tasks.mistakes import with_wrong_digit
+from polyepo_jax.tasks import mistakes
 from polyepo_jax.tasks.task import Split
 from polyepo_jax.types import DEGENERATE, Problem
 
@@ -207,10 +207,7 @@ class Multiplication:
     spread: float = 6.0
 
     def __post_init__(self):
-        if not 0 <= self.error_rate <= 1:
-            raise ValueError(f"error_rate must be between 0 and 1, got {self.error_rate}")
-        if not self.spread > 0:
-            raise ValueError(f"spread must be positive, got {self.spread}")
+        mistakes.check(self.error_rate, self.spread)
 
     @property
     def name(self) -> str:
@@ -250,7 +247,7 @@ class Multiplication:
         weights *= [bool(found) for found in by_cluster]
         chosen = by_cluster[int(rng.choice(NUM_CLUSTERS, p=weights / weights.sum()))]
         text = chosen[int(rng.integers(len(chosen)))]
-        return with_wrong_digit(text, rng) if rng.random() < self.error_rate else text
+        return mistakes.with_wrong_digit(text, rng) if rng.random() < self.error_rate else text
 
 
 @functools.lru_cache(maxsize=16384)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from polyepo_jax.model.tokenizer import CharacterTokenizer
-from polyepo_jax.tasks.mistakes import with_wrong_digit
+from polyepo_jax.tasks import mistakes
 from polyepo_jax.tasks.task import Split
 from polyepo_jax.types import DEGENERATE, Problem
 
@@ -99,10 +99,7 @@ class Polynomial:
                 raise ValueError(f"{name} must be from 1 to {most}, got {getattr(self, name)}")
         if not 0 < self.accepted <= 1:
             raise ValueError(f"accepted must be above 0 and at most 1, got {self.accepted}")
-        if not 0 <= self.error_rate <= 1:
-            raise ValueError(f"error_rate must be between 0 and 1, got {self.error_rate}")
-        if not self.spread > 0:
-            raise ValueError(f"spread must be positive, got {self.spread}")
+        mistakes.check(self.error_rate, self.spread)
 
     @property
     def name(self) -> str:
@@ -141,7 +138,7 @@ class Polynomial:
         xs = np.arange(-MAX_X, MAX_X + 1)
         weights = np.exp(-np.abs(xs) / self.spread) + 0.02
         text = solution(problem.reference, int(rng.choice(xs, p=weights / weights.sum())))
-        return with_wrong_digit(text, rng) if rng.random() < self.error_rate else text
+        return mistakes.with_wrong_digit(text, rng) if rng.random() < self.error_rate else text
 
 
 _XS = range(-MAX_X, MAX_X + 1)

@@ -10,8 +10,10 @@ import os
 import pytest
 import rich.console
 
+from polyepo_jax import sets, types
 from polyepo_jax.errors import InputError
 from polyepo_jax.generations import (
+    DEGENERATE,
     Generation,
     Printer,
     Selection,
@@ -20,6 +22,7 @@ from polyepo_jax.generations import (
     parse_steps,
     read_generations,
 )
+from polyepo_jax.generations.selection import SIGNAL
 
 ROW = {
     "step": 2,
@@ -228,3 +231,8 @@ def test_clusters_of_a_prompt_differ_in_colour():
     bars = [line.partition("┃")[0] for line in console.file.getvalue().splitlines() if "┃" in line]
     assert bars[0] == bars[2]
     assert len(set(bars)) == 3
+
+
+def test_what_is_written_again_so_as_not_to_import_jax_is_the_same():
+    assert DEGENERATE == types.DEGENERATE
+    assert SIGNAL == sets.SIGNAL_THRESHOLD
