@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from orbax.checkpoint._src.futures.future import CommitFuture
 
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
@@ -167,13 +168,21 @@ def test_a_save_that_fails_behind_the_scenes_is_told_and_the_next_one_succeeds(t
 def test_orbax_that_fails_leaves_nothing_in_the_way(tmp_path, monkeypatch):
     written(tmp_path, 1)
 
-    def full(*args, **kwargs):
+    async def write_more(folder):
+        folder.mkdir(parents=True)
+        for i in range(300):
+            (folder / str(i)).touch()
+
+    def full(self, directory, *args, **kwargs):
+        # What orbax had begun for the other items goes on in threads of its own.
+        CommitFuture(write_more(tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-late"))
         raise OSError(28, "No space left on device", "somewhere")
 
     with opened(tmp_path) as checkpoints:
         with monkeypatch.context() as patch:
             patch.setattr(ocp.JsonCheckpointHandler, "async_save", full)
             checkpoints.save(state_at(2), META)
+            assert (tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-late" / "299").exists()
             assert checkpoints.failed
             with pytest.raises(SaveError, match="checkpoint 2 could not be written: No space left on device: some"):
                 checkpoints.wait()

@@ -8,7 +8,9 @@ later, and nothing else differs.
 import concurrent.futures
 import contextlib
 import threading
+import time
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 
@@ -36,6 +38,22 @@ def abandon(checkpointer: Any, timeout_s: float) -> None:
             commit.result(timeout_s)
     with contextlib.suppress(BaseException):  # which the next save would be told of
         checkpointer.wait_until_finished()
+
+
+def writers() -> frozenset[threading.Thread]:
+    """The threads that write for saves now."""
+    return frozenset(thread for thread in threading.enumerate() if type(thread).__name__ == "_SignalingThread")
+
+
+def outlast(before: Collection[threading.Thread], timeout_s: float) -> None:
+    """Returns once the writers that were not there before have ended: of a save that failed where it was started,
+    which left some behind that no one else knows of."""
+    with contextlib.suppress(ImportError, AttributeError, TypeError):
+        _say_that_directories_are_made()
+    deadline = time.monotonic() + timeout_s
+    for thread in writers() - frozenset(before):
+        with contextlib.suppress(BaseException):  # it raises what has failed in it
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _say_that_directories_are_made() -> None:

@@ -152,6 +152,7 @@ class Checkpoints:
             raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
         save = self._save = SaveInProgress(step)
         description = contents.described(state, meta)
+        writers = orbax_threads.writers()
         try:
             self._checkpointer.save(self._path / str(step), args=contents.to_save(state, meta))
         except Exception as error:
@@ -159,6 +160,7 @@ class Checkpoints:
                 save.fail(error)
             if jax.process_count() > 1:
                 raise SaveError(step, why(error), alone=True) from error
+            orbax_threads.outlast(writers, _TIMEOUT_S)
             self._sealing = concurrent.futures.Future()
             self._sealing.set_exception(error)
         else:
