@@ -124,7 +124,12 @@ def convert(gguf: Path, directory: Path) -> None:
     # Of the file's settings transformers makes <|im_start|> of both.
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     tokenizer.save_pretrained(directory)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # Newer versions keep the weights rounded unless they are told not to.
+    config = getattr(transformers, "GgufConfig", None)
+    unpacked = {} if config is None else {"quantization_config": config(dequantize=True)}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpacked
+    )
     model.save_pretrained(directory)
 
 

@@ -8,6 +8,7 @@ python -m polyepo_jax.evaluate --run-dir runs/smollm/warm_start
 
 import dataclasses
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 
@@ -23,63 +24,62 @@ from polyepo_jax.config import (
     SFTConfig,
 )
 
-# Of at least 20, so that each has 10 pairs.
-SUMS = range(20, 140)
-NUM_TEST_SUMS, NUM_VALIDATION_SUMS = 24, 8
+# In place of the template's own system prompt, which is three times as long.
+SYSTEM = "Answer with a year."
+QUESTION = "Name a year of the {}00s that ends in {} or {}."
+CENTURIES = range(10, 21)  # from 1000 to 2099
+NUM_TEST, NUM_VALIDATION = 2, 1
 
-# In place of the template's own, which is three times as long.
-SYSTEM = "Answer with two numbers."
-
-QUESTIONS = (
-    "Name two positive whole numbers that add up to {}.",
-    "Two baskets, neither empty, hold {} apples. How many could each hold?",
-    "A pen and a book cost {} dollars together. What could each cost?",
-    "Two teams have {} players in all. How many could each team have?",
-)
-
-# [0-9], as \d takes digits of any script.
-_FORM = re.compile("([1-9][0-9]{0,2}) and ([1-9][0-9]{0,2})")
+_YEAR = re.compile("[0-9]{4}")  # \d takes digits of any script
 
 
-def parse(response: str) -> tuple[int, int] | None:
-    """The numbers of a response like `27 and 37`, the smaller first; None where it is malformed."""
-    match = _FORM.fullmatch(response)
-    if match is None:
-        return None
-    first, second = sorted(map(int, match.groups()))
-    return first, second
+def parse(response: str) -> int | None:
+    """The year that a response is; None where it is anything else."""
+    return int(response) if _YEAR.fullmatch(response) else None
+
+
+def is_right(reference: str, year: int) -> bool:
+    """Whether a year is as asked; `reference` holds the century and both last digits, like "16 4 7"."""
+    century, *last_digits = map(int, reference.split())
+    return year // 100 == century and year % 10 in last_digits
+
+
+def _questions(century: int) -> list[Problem]:
+    """Of all pairs of last digits, in a random order."""
+    pairs = list(itertools.combinations(range(10), 2))
+    order = np.random.default_rng(century).permutation(len(pairs))
+    return [
+        Problem(100 * century + 10 * a + b, QUESTION.format(century, a, b), f"{century} {a} {b}", (("system", SYSTEM),))
+        for a, b in (pairs[i] for i in order)
+    ]
 
 
 @functools.cache
 def _splits() -> dict[str, tuple[Problem, ...]]:
-    """All questions of a sum are in the same split."""
-    order = np.random.default_rng(0).permutation(len(SUMS))
-    bounds = [NUM_TEST_SUMS, NUM_TEST_SUMS + NUM_VALIDATION_SUMS]
-    return {
-        split: tuple(
-            Problem(len(QUESTIONS) * total + number, question.format(total), str(total), (("system", SYSTEM),))
-            for total in (SUMS[i] for i in part)
-            for number, question in enumerate(QUESTIONS)
-        )
-        for split, part in zip(("test", "validation", "train"), np.split(order, bounds), strict=True)
+    order = np.random.default_rng(0).permutation(CENTURIES).tolist()
+    parts = {
+        "test": order[:NUM_TEST],
+        "validation": order[NUM_TEST : NUM_TEST + NUM_VALIDATION],
+        "train": order[NUM_TEST + NUM_VALIDATION :],
     }
+    return {split: tuple(itertools.chain(*map(_questions, centuries))) for split, centuries in parts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoNumbers:
-    """To name two positive whole numbers of a given sum, asked for in one of four ways: `27 and 37` for 64.
+class Years:
+    """To name a year of a century that ends in one of two digits: `1647` for one of the 1600s that ends in 4 or 7.
 
-    Any pair is as good as any other, so a sum s has s // 2 right answers, from 10 to 69. Two numbers have one sum:
-    no answer is right in two splits, for these share no sum.
+    Each question has 20 right answers, any as good as any other. A year is of one century, and splits share no century:
+    no answer is right in two of them.
 
     Attributes:
       tokenizer_dir: the directory of the model's tokenizer; None for that of init.model_dir, or of the run in
         init.run_dir.
-      error_rate: share of demonstrations whose second number is off by 1 or 10, for reinforcement learning to correct.
+      error_rate: share of demonstrations with a wrong last digit, for reinforcement learning to correct.
     """
 
     tokenizer_dir: str | None = None
-    error_rate: float = 0.4
+    error_rate: float = 0.5
 
     def __post_init__(self):
         if not 0 <= self.error_rate <= 1:
@@ -87,46 +87,44 @@ class TwoNumbers:
 
     @property
     def name(self) -> str:
-        return "two_numbers/held_out"
+        return "years/held_out"
 
     @property
     def tokenizer(self) -> HFTokenizer:
         return HFTokenizer(self.tokenizer_dir or "")
 
     def problems(self, split: str) -> Sequence[Problem]:
-        """352 to train on, 32 for validation and 96 held out."""
+        """Of 8 centuries to train on, of one for validation and of two held out, 45 each."""
         return _splits()[split]
 
     def verify(self, problem: Problem, response: str) -> float:
-        """1 if the response names two positive whole numbers of the sum and says nothing else, else 0."""
-        pair = parse(response)
-        return float(pair is not None and sum(pair) == int(problem.reference))
+        """1 if the response is a right year and nothing else, else 0."""
+        year = parse(response)
+        return float(year is not None and is_right(problem.reference, year))
 
     def cluster(self, problem: Problem, responses: Sequence[str]) -> Sequence[int]:
-        """The two numbers in either order, right or wrong; DEGENERATE where malformed."""
-        pairs = [parse(response) for response in responses]
-        return [DEGENERATE if pair is None else 1000 * pair[0] + pair[1] for pair in pairs]
+        """The year, right or wrong; DEGENERATE where there is none."""
+        years = [parse(response) for response in responses]
+        return [DEGENERATE if year is None else year for year in years]
 
     def demonstrate(self, problem: Problem, rng: np.random.Generator) -> str:
-        """Two numbers of the sum, the first equally often any; the second wrong at `error_rate`."""
-        total = int(problem.reference)
-        first = int(rng.integers(1, total))
-        second = total - first
-        if rng.random() < self.error_rate:
-            second += int(rng.choice([slip for slip in (-10, -1, 1, 10) if second + slip > 0]))
-        return f"{first} and {second}"
+        """A right year, any equally often; at `error_rate` one that ends in the digit after one that was asked for."""
+        century, *right = map(int, problem.reference.split())
+        slips = [digit for digit in ((digit + 1) % 10 for digit in right) if digit not in right]
+        last_digit = rng.choice(slips if rng.random() < self.error_rate else right)
+        return f"{century}{rng.integers(10)}{last_digit}"
 
 
 def get_config() -> SFTConfig:
     return SFTConfig(
-        task=TwoNumbers(),
+        task=Years(),
         init=InitConfig(model_dir="runs/smollm/model"),
-        max_steps=150,
-        save_interval_steps=50,
+        max_steps=80,
+        save_interval_steps=40,
         prompts_per_step=16,
-        max_prompt_length=38,
-        max_completion_length=8,
-        learning_rate=2e-4,
-        optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=10, decay_steps=150),
+        max_prompt_length=39,
+        max_completion_length=6,
+        learning_rate=3e-4,
+        optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=10, decay_steps=80),
         evaluation=EvaluationConfig(num_samples=32, num_validation_prompts=32),
     )

@@ -1,9 +1,10 @@
-"""configs/smollm: the task against all pairs there are, what the script refuses, and a step from a tiny Llama."""
+"""configs/smollm: the task against every year, what the script refuses, and a step from a tiny Llama."""
 
 import dataclasses
 import hashlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -20,7 +21,7 @@ from polyepo_jax.config.files import load
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import init, save_hf
 from polyepo_jax.runs.run_directory import read_config
-from polyepo_jax.types import DEGENERATE
+from polyepo_jax.types import DEGENERATE, Problem
 from tests import tiny
 from tests.hf_directories import tree_of
 from tests.tiny_hf import write_tokenizer
@@ -34,65 +35,55 @@ MODEL = dataclasses.replace(tiny.MODEL, vocab_size=300, max_position_embeddings=
 # --- the task ---
 
 
-def test_the_right_answers_are_all_positive_pairs_of_the_sum_and_right_in_one_split_alone():
-    """Each sum by one of its questions, against every pair up to beyond the largest sum."""
-    pairs = [(a, b) for a in range(72) for b in range(a, 142)]
-    found = {split: [] for split in SPLITS}
+def expected_answers(prompt):
+    """The right years by the words of the prompt alone, as texts."""
+    century, *digits = re.fullmatch(r"Name a year of the (\d\d)00s that ends in (\d) or (\d)\.", prompt).groups()
+    return sorted(f"{century}{tens}{digit}" for tens in range(10) for digit in digits)
+
+
+def test_the_right_answers_are_those_of_the_prompt_and_right_in_one_split_alone():
+    years = [f"{year:04}" for year in range(900, 2200)]
+    found = {split: set() for split in SPLITS}
     for split in SPLITS:
-        for problem in TASK.problems(split)[::4]:
-            total = int(problem.reference)
-            right = [(a, b) for a, b in pairs if TASK.verify(problem, f"{a} and {b}")]
-            assert right == [(a, total - a) for a in range(1, total) if a <= total - a]
-            assert len(right) == total // 2 >= 10
-            assert all(TASK.verify(problem, f"{b} and {a}") for a, b in right)
-            found[split] += right
-    answers = [pair for split in SPLITS for pair in found[split]]
-    assert len(answers) == len(set(answers))
+        for problem in TASK.problems(split):
+            right = [year for year in years if TASK.verify(problem, year)]
+            assert right == expected_answers(problem.prompt)
+            assert len(right) == 20
+            found[split].update(right)
+    assert {split: len(right) for split, right in found.items()} == {"train": 800, "validation": 100, "test": 200}
+    assert len(set.union(*found.values())) == 1100
 
 
-def test_splits_share_no_sum():
-    assert {split: len(TASK.problems(split)) for split in SPLITS} == {"train": 352, "validation": 32, "test": 96}
-    sums = {split: {problem.reference for problem in TASK.problems(split)} for split in SPLITS}
-    assert sum(map(len, sums.values())) == len(set.union(*sums.values())) == 120
+def test_questions_are_asked_once():
+    assert {split: len(TASK.problems(split)) for split in SPLITS} == {"train": 360, "validation": 45, "test": 90}
     problems = [problem for split in SPLITS for problem in TASK.problems(split)]
-    assert all(problem.prompt.count(problem.reference) == 1 for problem in problems)
-    assert len({problem.id for problem in problems}) == len({problem.prompt for problem in problems}) == 480
+    assert len({problem.id for problem in problems}) == len({problem.prompt for problem in problems}) == 495
     assert TASK.problems("train") is TASK.problems("train")
+
+
+PROBLEM = Problem(1647, "Name a year of the 1600s that ends in 4 or 7.", "16 4 7", (("system", "Answer with a year."),))
 
 
 @pytest.mark.parametrize(
     "response",
     [
-        *(
-            "",
-            "64",
-            "27",
-            "27 37",
-            "27, 37",
-            "27 and",
-            "and 37",
-            "27 and 37.",
-            "27 and 37\n",
-            " 27 and 37",
-            "27 and  37",
-        ),
-        *("0 and 64", "64 and 0", "-1 and 65", "027 and 37", "27 and 37 and 0", "The numbers are 27 and 37"),
-        *("27.0 and 37", "2\u0667 and 37", "27 and 37" * 100_000, "9" * 100_000 + " and 1"),
+        *("", "year", "4", "164", "16444", "16 44", "1644.", " 1644", "1644 ", "1644\n", "1644, 1647", "-1644", "+164"),
+        *("1644 BC", "The year 1644", "1644" * 100_000, "\u06611644", "164\u0664", "1_64"),
     ],
 )
 def test_what_is_malformed_is_degenerate(response):
-    problem = next(p for split in SPLITS for p in TASK.problems(split) if p.reference == "64")
-    assert TASK.verify(problem, response) == 0
-    assert TASK.cluster(problem, [response]) == [DEGENERATE]
+    assert PROBLEM in TASK.problems("train") + TASK.problems("validation") + TASK.problems("test")
+    assert TASK.verify(PROBLEM, response) == 0
+    assert TASK.cluster(PROBLEM, [response]) == [DEGENERATE]
 
 
-def test_a_strategy_is_the_pair_in_either_order_right_or_wrong():
-    problem = next(p for split in SPLITS for p in TASK.problems(split) if p.reference == "64")
-    responses = ["27 and 37", "37 and 27", "27 and 38", "2 and 737", "27 and 37"]
-    one, other, wrong, far, again = TASK.cluster(problem, responses)
-    assert one == other == again
-    assert len({one, wrong, far}) == 3
-    assert [TASK.verify(problem, response) for response in responses] == [1, 1, 0, 0, 1]
+def test_a_strategy_is_the_year_right_or_wrong():
+    responses = ["1604", "1697", "1601", "1704", "0000", "9999", "1604"]
+    *ids, again = TASK.cluster(PROBLEM, responses)
+    assert len(set(ids)) == 6
+    assert again == ids[0]
+    assert min(ids) >= 0
+    assert [TASK.verify(PROBLEM, response) for response in responses] == [1, 1, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(("error_rate", "share"), [(0.0, 1.0), (0.4, 0.6), (1.0, 0.0)])
@@ -106,7 +97,7 @@ def test_demonstrations_are_broad_and_wrong_at_the_rate(error_rate, share):
         distinct.append(len(set(task.cluster(problem, texts))))
     assert np.mean(rewards) == pytest.approx(share, abs=0.02)
     assert min(distinct) >= 5
-    assert np.mean(distinct) > 12
+    assert np.mean(distinct) > 10
 
 
 def test_an_impossible_rate_is_refused():
@@ -235,4 +226,4 @@ def test_they_start_from_a_model_directory_and_from_their_own_config_json(tmp_pa
     assert json.loads(line)["clusters/degenerate_frac"] == 1  # of an untrained model
     train_command.main(["--config", str(run / "config.json"), "--run-dir", str(run)])  # nothing is left to do
     evaluate.main(["--run-dir", str(run), "--num-samples", "1", "--num-prompts", "2"])
-    assert json.loads((run / "eval.json").read_text())["benchmarks"]["two_numbers/held_out"]["num_prompts"] == 2
+    assert json.loads((run / "eval.json").read_text())["benchmarks"]["years/held_out"]["num_prompts"] == 2
