@@ -2,7 +2,7 @@
 
 python -m polyepo_jax.train --config configs/smollm/grpo.py
 
-Needs runs/smollm/warm_start.
+Needs runs/smollm/warm_start. A step takes as long as there.
 """
 
 import dataclasses

@@ -2,7 +2,9 @@
 
 python -m polyepo_jax.train --config configs/smollm/poly_epo.py
 
-Needs runs/smollm/warm_start.
+Needs runs/smollm/warm_start. A step takes 16 s on one CPU core: 1.4 s sample 64 years, the rest is the update. Mean
+reward of a step, one run: 0.44 at first, 0.98 after 12 steps, with 5.5 to 6 distinct correct years among 8. The
+baselines beside it change the advantage and nothing else.
 """
 
 from pathlib import Path
@@ -25,8 +27,8 @@ def get_config() -> Config:
     return Config(
         task=warm_start.task,
         init=InitConfig(run_dir="runs/smollm/warm_start"),
-        max_steps=80,
-        save_interval_steps=40,
+        max_steps=60,
+        save_interval_steps=20,
         eval_interval_steps=20,
         max_to_keep=warm_start.max_to_keep,
         prompts_per_step=8,

@@ -4,6 +4,10 @@ pip install -e '.[smollm]'
 python configs/smollm/make_model.py
 python -m polyepo_jax.sft --config configs/smollm/warm_start.py
 python -m polyepo_jax.evaluate --run-dir runs/smollm/warm_start
+
+As it is, the model hardly ever answers with a year alone. 80 steps of 16 demonstrations, half of them wrong, at 3.6 s a
+step on one CPU core, make it do so and leave much to be corrected. On validation, one run: pass@1 0.41, pass@8 0.98,
+5.6 distinct correct answers in 16. 6 GB of memory, and 1.4 GB a checkpoint.
 """
 
 import dataclasses
@@ -75,15 +79,16 @@ class Years:
     Attributes:
       tokenizer_dir: the directory of the model's tokenizer; None for that of init.model_dir, or of the run in
         init.run_dir.
-      error_rate: share of demonstrations with a wrong last digit, for reinforcement learning to correct.
+      error_rate: share of demonstrations with a wrong last digit, for reinforcement learning to correct: from none in
+        the first decade of a century to twice the share in the last, as no model is equally good at all it knows.
     """
 
     tokenizer_dir: str | None = None
     error_rate: float = 0.5
 
     def __post_init__(self):
-        if not 0 <= self.error_rate <= 1:
-            raise ValueError(f"error_rate must be between 0 and 1, got {self.error_rate}")
+        if not 0 <= self.error_rate <= 0.5:
+            raise ValueError(f"error_rate must be between 0 and 0.5, got {self.error_rate}")
 
     @property
     def name(self) -> str:
@@ -108,11 +113,12 @@ class Years:
         return [DEGENERATE if year is None else year for year in years]
 
     def demonstrate(self, problem: Problem, rng: np.random.Generator) -> str:
-        """A right year, any equally often; at `error_rate` one that ends in the digit after one that was asked for."""
+        """A year of any decade; where it is wrong, it ends in the digit after one that was asked for."""
         century, *right = map(int, problem.reference.split())
+        decade = int(rng.integers(10))
+        is_wrong = rng.random() < 2 * self.error_rate * decade / 9
         slips = [digit for digit in ((digit + 1) % 10 for digit in right) if digit not in right]
-        last_digit = rng.choice(slips if rng.random() < self.error_rate else right)
-        return f"{century}{rng.integers(10)}{last_digit}"
+        return f"{century}{decade}{rng.choice(slips if is_wrong else right)}"
 
 
 def get_config() -> SFTConfig:
@@ -121,10 +127,11 @@ def get_config() -> SFTConfig:
         init=InitConfig(model_dir="runs/smollm/model"),
         max_steps=80,
         save_interval_steps=40,
+        max_to_keep=1,  # of 1.4 GB
         prompts_per_step=16,
         max_prompt_length=39,
         max_completion_length=6,
         learning_rate=3e-4,
         optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=10, decay_steps=80),
-        evaluation=EvaluationConfig(num_samples=32, num_validation_prompts=32),
+        evaluation=EvaluationConfig(num_samples=64, num_validation_prompts=32, max_rows=128),
     )

@@ -1,5 +1,6 @@
 """configs/smollm: the task against every year, what the script refuses, and a step from a tiny Llama."""
 
+import collections
 import dataclasses
 import hashlib
 import importlib.util
@@ -86,23 +87,34 @@ def test_a_strategy_is_the_year_right_or_wrong():
     assert [TASK.verify(PROBLEM, response) for response in responses] == [1, 1, 0, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize(("error_rate", "share"), [(0.0, 1.0), (0.4, 0.6), (1.0, 0.0)])
-def test_demonstrations_are_broad_and_wrong_at_the_rate(error_rate, share):
+@pytest.mark.parametrize("error_rate", [0.0, 0.3, 0.5])
+def test_demonstrations_are_of_every_decade_and_more_often_wrong_the_later_it_is(error_rate):
     task, rng = dataclasses.replace(TASK, error_rate=error_rate), np.random.default_rng(0)
-    rewards, distinct = [], []
+    rewards = collections.defaultdict(list)
     for problem in task.problems("train"):
         texts = [task.demonstrate(problem, rng) for _ in range(20)]
         assert DEGENERATE not in task.cluster(problem, texts)
-        rewards += [task.verify(problem, text) for text in texts]
-        distinct.append(len(set(task.cluster(problem, texts))))
-    assert np.mean(rewards) == pytest.approx(share, abs=0.02)
-    assert min(distinct) >= 5
-    assert np.mean(distinct) > 10
+        for text in texts:
+            assert text[:2] == problem.reference[:2]
+            rewards[int(text[2])].append(task.verify(problem, text))
+    shares = [np.mean(rewards[decade]) for decade in range(10)]
+    np.testing.assert_allclose(shares, 1 - 2 * error_rate * np.linspace(0, 1, 10), atol=0.06)
+    assert np.mean(shares) == pytest.approx(1 - error_rate, abs=0.02)
+    assert min(map(len, rewards.values())) > 600
+
+
+def test_both_digits_are_demonstrated_and_a_wrong_one_is_the_next():
+    task, rng = dataclasses.replace(TASK, error_rate=0.5), np.random.default_rng(0)
+    for digits, wrong in (("4 7", "58"), ("4 5", "6"), ("0 9", "1")):
+        problem = dataclasses.replace(PROBLEM, reference=f"16 {digits}")
+        texts = [task.demonstrate(problem, rng) for _ in range(200)]
+        assert {text[3] for text in texts if task.verify(problem, text)} == set(digits.split())
+        assert {text[3] for text in texts if not task.verify(problem, text)} == set(wrong)
 
 
 def test_an_impossible_rate_is_refused():
-    with pytest.raises(ValueError, match=r"error_rate must be between 0 and 1, got 1\.5"):
-        dataclasses.replace(TASK, error_rate=1.5)
+    with pytest.raises(ValueError, match=r"error_rate must be between 0 and 0\.5, got 0\.6"):
+        dataclasses.replace(TASK, error_rate=0.6)
 
 
 # --- the script ---
