@@ -2,7 +2,8 @@
 
 python -m polyepo_jax.train --config configs/smollm/grpo.py
 
-Needs runs/smollm/warm_start. A step takes as long as there.
+Needs runs/smollm/warm_start. A step takes as long as there at first, and little more than its samples do once most
+groups are all right. On validation after 20 steps, one run: pass@1 0.99, 11.8 distinct correct answers in 32.
 """
 
 import dataclasses

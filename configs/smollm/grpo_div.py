@@ -2,7 +2,7 @@
 
 python -m polyepo_jax.train --config configs/smollm/grpo_div.py
 
-Needs runs/smollm/warm_start. A step takes as long as there.
+Needs runs/smollm/warm_start. A step takes as long as there. Not run yet: no expected score.
 """
 
 import dataclasses
