@@ -5,6 +5,7 @@
 #   make test-slow                            those: end to end, and properties with thousands of cases
 #   make lint                                 ruff and mypy
 #   make demo [SEED=0]                        warm start, GRPO and Poly-EPO on polynomials, and their report
+#   make results [QUICK=1]                    the runs behind docs/results.md, and that page
 #   make lock [LOCK_FLAGS=--upgrade]          the lock files again, from pyproject.toml
 #   make clean                                removes the environment and the tools' caches; keeps runs/
 #
@@ -36,7 +37,7 @@ endif
 
 VERSION_OF := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
 
-.PHONY: install test test-slow lint demo lock clean reinstall
+.PHONY: install test test-slow lint demo results lock clean reinstall
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -97,6 +98,10 @@ demo: $(STAMP)
 	$(RUN) polyepo_jax.train --config $(RECIPES)/poly_epo.py --run-dir $(RUNS)/poly_epo --init.run_dir $(RUNS)/warm_start --seed $(SEED)
 	$(RUN) polyepo_jax.evaluate --run-dir $(RUNS)/poly_epo
 	$(RUN) polyepo_jax.report $(RUNS)/warm_start $(RUNS)/grpo $(RUNS)/poly_epo --out $(RUNS)/report
+
+# As many runs at once as there are cores; resumes too.
+results: $(STAMP)
+	$(RUN) benchmarks.study $(if $(QUICK),--quick)
 
 # Locks are for pip's -c and hold for one interpreter and Linux on x86-64. Pins that still fit pyproject.toml stay
 # as they are unless LOCK_FLAGS=--upgrade. The target does not depend on the installation, because a lock that no

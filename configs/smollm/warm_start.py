@@ -30,7 +30,7 @@ from polyepo_jax.config import (
 
 # In place of the template's own system prompt, which is three times as long.
 SYSTEM = "Answer with a year."
-QUESTION = "Name a year of the {}00s that ends in {} or {}."
+QUESTION = "Name a year of the {}00s that ends in {} or {} and is no multiple of 3."
 CENTURIES = range(10, 21)  # from 1000 to 2099
 NUM_TEST, NUM_VALIDATION = 2, 1
 
@@ -45,7 +45,7 @@ def parse(response: str) -> int | None:
 def is_right(reference: str, year: int) -> bool:
     """Whether a year is as asked; `reference` holds the century and both last digits, like "16 4 7"."""
     century, *last_digits = map(int, reference.split())
-    return year // 100 == century and year % 10 in last_digits
+    return year // 100 == century and year % 10 in last_digits and year % 3 != 0
 
 
 def _questions(century: int) -> list[Problem]:
@@ -71,16 +71,18 @@ def _splits() -> dict[str, tuple[Problem, ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class Years:
-    """To name a year of a century that ends in one of two digits: `1647` for one of the 1600s that ends in 4 or 7.
+    """To name a year of a century by its last digit, one of two, that is no multiple of 3, such as 1604 or 1697.
 
-    Each question has 20 right answers, any as good as any other. A year is of one century, and splits share no century:
-    no answer is right in two of them.
+    Each question has 12 to 14 right answers, any as good as any other. A year is of one century, and splits share no
+    century: no answer is right in two of them. A small model learns the last digit from a few dozen examples, and 3
+    hardly: rewards differ within a group until the end of training, as they do in problems worth training on.
 
     Attributes:
       tokenizer_dir: the directory of the model's tokenizer; None for that of init.model_dir, or of the run in
         init.run_dir.
       error_rate: share of demonstrations with a wrong last digit, for reinforcement learning to correct: from none in
         the first decade of a century to twice the share in the last, as no model is equally good at all it knows.
+        Multiples of 3 are demonstrated like all others.
     """
 
     tokenizer_dir: str | None = None
@@ -129,7 +131,7 @@ def get_config() -> SFTConfig:
         save_interval_steps=40,
         max_to_keep=1,  # of 1.4 GB
         prompts_per_step=16,
-        max_prompt_length=39,
+        max_prompt_length=46,
         max_completion_length=6,
         learning_rate=3e-4,
         optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=10, decay_steps=80),

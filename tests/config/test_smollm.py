@@ -38,8 +38,10 @@ MODEL = dataclasses.replace(tiny.MODEL, vocab_size=300, max_position_embeddings=
 
 def expected_answers(prompt):
     """The right years by the words of the prompt alone, as texts."""
-    century, *digits = re.fullmatch(r"Name a year of the (\d\d)00s that ends in (\d) or (\d)\.", prompt).groups()
-    return sorted(f"{century}{tens}{digit}" for tens in range(10) for digit in digits)
+    words = r"Name a year of the (\d\d)00s that ends in (\d) or (\d) and is no multiple of 3\."
+    century, *digits = re.fullmatch(words, prompt).groups()
+    years = sorted(f"{century}{tens}{digit}" for tens in range(10) for digit in digits)
+    return [year for year in years if sum(map(int, year)) % 3]
 
 
 def test_the_right_answers_are_those_of_the_prompt_and_right_in_one_split_alone():
@@ -49,10 +51,10 @@ def test_the_right_answers_are_those_of_the_prompt_and_right_in_one_split_alone(
         for problem in TASK.problems(split):
             right = [year for year in years if TASK.verify(problem, year)]
             assert right == expected_answers(problem.prompt)
-            assert len(right) == 20
+            assert 12 <= len(right) <= 14
             found[split].update(right)
-    assert {split: len(right) for split, right in found.items()} == {"train": 800, "validation": 100, "test": 200}
-    assert len(set.union(*found.values())) == 1100
+    all_right = set.union(*found.values())
+    assert len(all_right) == sum(map(len, found.values())) == sum(year % 3 > 0 for year in range(1000, 2100))
 
 
 def test_questions_are_asked_once():
@@ -62,14 +64,19 @@ def test_questions_are_asked_once():
     assert TASK.problems("train") is TASK.problems("train")
 
 
-PROBLEM = Problem(1647, "Name a year of the 1600s that ends in 4 or 7.", "16 4 7", (("system", "Answer with a year."),))
+PROBLEM = Problem(
+    1647,
+    "Name a year of the 1600s that ends in 4 or 7 and is no multiple of 3.",
+    "16 4 7",
+    (("system", "Answer with a year."),),
+)
 
 
 @pytest.mark.parametrize(
     "response",
     [
-        *("", "year", "4", "164", "16444", "16 44", "1644.", " 1644", "1644 ", "1644\n", "1644, 1647", "-1644", "+164"),
-        *("1644 BC", "The year 1644", "1644" * 100_000, "\u06611644", "164\u0664", "1_64"),
+        *("", "year", "4", "160", "16044", "16 04", "1604.", " 1604", "1604 ", "1604\n", "1604, 1647", "-1604", "+160"),
+        *("1604 BC", "The year 1604", "1604" * 100_000, "\u06611604", "160\u0664", "1_60"),
     ],
 )
 def test_what_is_malformed_is_degenerate(response):
@@ -79,12 +86,12 @@ def test_what_is_malformed_is_degenerate(response):
 
 
 def test_a_strategy_is_the_year_right_or_wrong():
-    responses = ["1604", "1697", "1601", "1704", "0000", "9999", "1604"]
+    responses = ["1604", "1697", "1601", "1704", "0000", "9999", "1644", "1604"]
     *ids, again = TASK.cluster(PROBLEM, responses)
-    assert len(set(ids)) == 6
+    assert len(set(ids)) == 7
     assert again == ids[0]
     assert min(ids) >= 0
-    assert [TASK.verify(PROBLEM, response) for response in responses] == [1, 1, 0, 0, 0, 0, 1]
+    assert [TASK.verify(PROBLEM, response) for response in responses] == [1, 1, 0, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("error_rate", [0.0, 0.3, 0.5])
@@ -96,7 +103,7 @@ def test_demonstrations_are_of_every_decade_and_more_often_wrong_the_later_it_is
         assert DEGENERATE not in task.cluster(problem, texts)
         for text in texts:
             assert text[:2] == problem.reference[:2]
-            rewards[int(text[2])].append(task.verify(problem, text))
+            rewards[int(text[2])].append(text[3] in problem.reference.split()[1:])
     shares = [np.mean(rewards[decade]) for decade in range(10)]
     np.testing.assert_allclose(shares, 1 - 2 * error_rate * np.linspace(0, 1, 10), atol=0.06)
     assert np.mean(shares) == pytest.approx(1 - error_rate, abs=0.02)
@@ -108,8 +115,8 @@ def test_both_digits_are_demonstrated_and_a_wrong_one_is_the_next():
     for digits, wrong in (("4 7", "58"), ("4 5", "6"), ("0 9", "1")):
         problem = dataclasses.replace(PROBLEM, reference=f"16 {digits}")
         texts = [task.demonstrate(problem, rng) for _ in range(200)]
+        assert {text[3] for text in texts} == {*digits.split(), *wrong}
         assert {text[3] for text in texts if task.verify(problem, text)} == set(digits.split())
-        assert {text[3] for text in texts if not task.verify(problem, text)} == set(wrong)
 
 
 def test_an_impossible_rate_is_refused():

@@ -1,0 +1,170 @@
+"""docs/results.md, its figures and its files, from what is kept of the runs: python -m benchmarks.study.page
+
+Everything follows from docs/results/TASK/*.json, so that tables and figures can be made again without a run.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from benchmarks.study import figures, results
+from benchmarks.study.figures import LABELS
+from benchmarks.study.results import Estimate, Result, estimate
+from benchmarks.study.runs import SEEDS, STEPS, TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _share(e: Estimate) -> str:
+    return f"{100 * e.value:.1f} ({100 * e.low:.1f} to {100 * e.high:.1f})"
+
+
+def _number(e: Estimate) -> str:
+    return f"{e.value:.1f} ({e.low:.1f} to {e.high:.1f})"
+
+
+def _seeds(e: Estimate, percent: bool) -> str:
+    return ", ".join(f"{100 * v:.1f}" if percent else f"{v:.1f}" for v in e.seeds)
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def summary(found: Sequence[Result]) -> list[dict[str, Any]]:
+    """One object a run on its test split, in summary.json."""
+    return [
+        {
+            "task": result.task,
+            "method": result.method,
+            "seed": result.seed,
+            "num_prompts": len(result.num_correct),
+            "num_samples": result.num_samples,
+            "pass_at_k": {
+                str(k): round(float(result.problems(f"pass_at_k/{k}").mean()), 5) for k in results.powers_of(result)
+            },
+            "distinct_correct": round(statistics.fmean(result.distinct_correct), 4),
+            "steps": result.steps,
+            "config": result.config,
+        }
+        for result in found
+        if result.split == "test"
+    ]
+
+
+def by_task(found: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
+    """Test results by task and method, both in the order of tables; methods of one setting each."""
+    tasks: dict[str, dict[str, list[Result]]] = {}
+    for task in TASKS:
+        methods = {m: [r for r in found if (r.task, r.method, r.split) == (task, m, "test")] for m in LABELS}
+        if any(methods.values()):
+            tasks[task] = {method: runs for method, runs in methods.items() if runs}
+    return tasks
+
+
+def main_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int], hidden: Sequence[int] = ()) -> str:
+    """pass@k, distinct correct answers and their ratio to GRPO's, with intervals and each seed's numbers."""
+    num_samples = next(iter(methods.values()))[0].num_samples
+    heading = ["", *(f"pass@{k}" for k in ks), *(f"hidden@{k}" for k in hidden)]
+    heading += [f"distinct correct of {num_samples}", "seeds: pass@1", "seeds: distinct correct"]
+    rows = []
+    for method, runs in methods.items():
+        distinct, first = estimate(runs, "distinct_correct"), estimate(runs, "pass_at_k/1")
+        shares = [_share(estimate(runs, f"pass_at_k/{k}")) for k in ks]
+        shares += [_share(estimate(runs, f"hidden_at_k/{k}")) for k in hidden]
+        rows.append([LABELS[method], *shares, _number(distinct), _seeds(first, True), _seeds(distinct, False)])
+    return table(heading, rows)
+
+
+def paired_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int], base: str = "base") -> str:
+    """pass@k minus that of `base`, problem by problem, in points."""
+    rows = []
+    for method, runs in methods.items():
+        if method == base:
+            continue
+        differences = [estimate(runs, f"pass_at_k/{k}", methods[base]) for k in ks]
+        cells = [f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})" for d in differences]
+        rows.append([LABELS[method], *cells])
+    return table(["", *(f"k = {k}" for k in ks)], rows)
+
+
+def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]) -> str:
+    """pass@k where all samples of a problem together have so many tokens; beside it k and the tokens of a sample."""
+    rows = []
+    for method, runs in methods.items():
+        length = statistics.fmean(run.mean_length for run in runs)
+        cells = []
+        for budget in budgets:
+            k = min(max(1, int(budget / length)), runs[0].num_samples)
+            cells.append(f"{100 * estimate(runs, f'pass_at_k/{k}').value:.1f}")
+        rows.append([LABELS[method], f"{length:.1f}", *cells])
+    return table(["", "tokens of a sample", *(f"{budget:,} tokens" for budget in budgets)], rows)
+
+
+def variants_table(found: Sequence[Result], names: Sequence[str], labels: Mapping[str, str]) -> str:
+    """Runs on the validation split, one setting each."""
+    rows = []
+    for name in names:
+        runs = [r for r in found if r.method == name and r.split == "validation"]
+        if runs:
+            cells = [_share(estimate(runs, "pass_at_k/1")), _number(estimate(runs, "distinct_correct"))]
+            rows.append([labels.get(name, name), *cells, f"{statistics.fmean(r.seconds for r in runs):.0f}"])
+    return table(["", "pass@1", "distinct correct", "seconds"], rows)
+
+
+def _ratio(methods: Mapping[str, Sequence[Result]], method: str, to: str) -> float:
+    """Of distinct correct answers."""
+    return estimate(methods[method], "distinct_correct").value / estimate(methods[to], "distinct_correct").value
+
+
+def markdown(found: Sequence[Result]) -> str:
+    """The page; its template calls the functions above."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown
+    )
+    tasks = by_task(found)
+    functions = {
+        f.__name__.lstrip("_"): f
+        for f in (main_table, paired_table, budget_table, variants_table, estimate, _share, _number, _ratio)
+    }
+    runs = {(r.task, r.method, r.seed): r.seconds for r in found}  # some were evaluated on two splits
+    return environment.get_template("results.md.j2").render(
+        **functions,
+        found=found,
+        tasks=tasks,
+        labels=LABELS,
+        num_runs=len(runs),
+        runs_hours=sum(runs.values()) / 3600,
+        steps=STEPS.get,
+        seeds=SEEDS,
+    )
+
+
+def write(found: Sequence[Result], docs: Path) -> Path:
+    """Writes results.md, results/ and the figures below `docs`; the page's path."""
+    for result in found:
+        results.save(result, docs / "results")
+    lines = ",\n".join(json.dumps(entry) for entry in summary(found))
+    (docs / "results" / "summary.json").write_text(f"[\n{lines}\n]\n")
+    (docs / "images").mkdir(exist_ok=True)
+    for picture in figures.pictures(by_task(found)):
+        (docs / "images" / f"{picture.name}.png").write_bytes(figures.png(picture))
+    path = docs / "results.md"
+    path.write_text(markdown(found))
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(print(f"wrote {write(results.load(ROOT / 'docs' / 'results'), ROOT / 'docs')}"))

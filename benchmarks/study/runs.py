@@ -1,0 +1,99 @@
+"""The list of runs: all differ from configs/TASK/METHOD.py in what stands here, and in their seed."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+TASKS = ("polynomial", "polynomial_hard", "multiplication")
+METHODS = ("grpo", "grpo_div", "poly_epo", "mixture", "pass_at_n", "distinct_correct")
+STEPS = {"polynomial": 400, "polynomial_hard": 300, "multiplication": 300}
+# Settings were chosen on seed 0.
+SEEDS = (11, 12, 13)
+BASE = "base"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run, and the splits it is evaluated on.
+
+    task, method: of tables; their folder and file names. config: the file. overrides: of its fields, as on a command
+    line. steps: None for as the config says. num_samples: of each problem in the evaluation, None for the same.
+    """
+
+    task: str
+    method: str
+    seed: int
+    config: str
+    overrides: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("test",)
+    num_samples: int | None = None
+
+    def directory(self, runs: Path) -> Path:
+        """The run directory below that of all runs."""
+        return runs / self.task / self.method / f"seed{self.seed}"
+
+    def training(self, runs: Path) -> list[str]:
+        """The command that makes the run, as arguments of `python`; it resumes where it was interrupted."""
+        directory = str(self.directory(runs))
+        if self.method == BASE:
+            start = ["-m", "polyepo_jax.sft", "--config", self.config]
+        else:
+            base = dataclasses.replace(self, method=BASE).directory(runs)
+            start = ["-m", "polyepo_jax.train", "--config", self.config, "--init.run_dir", str(base)]
+        return [*start, "--run-dir", directory, "--seed", str(self.seed), *self.overrides]
+
+    def evaluation(self, runs: Path, split: str) -> list[str]:
+        """The command that evaluates the run, likewise."""
+        samples = [] if self.num_samples is None else ["--num-samples", str(self.num_samples)]
+        # All problems of the validation split, of which training looks at a few.
+        prompts = ["--num-prompts", "1000"] if split == "validation" else []
+        directory = str(self.directory(runs))
+        return ["-m", "polyepo_jax.evaluate", "--run-dir", directory, "--split", split, *samples, *prompts]
+
+
+def _of_task(task: str, seed: int, methods: tuple[str, ...]) -> Iterator[Run]:
+    num_samples = 256 if task == "polynomial_hard" else None
+    yield Run(task, BASE, seed, f"configs/{task}/warm_start.py", num_samples=num_samples)
+    for method in methods:
+        yield Run(task, method, seed, f"configs/{task}/{method}.py", _longer(task), num_samples=num_samples)
+
+
+def _longer(task: str) -> tuple[str, ...]:
+    """All methods train until GRPO changes no more."""
+    return ("--max_steps", str(STEPS[task]))
+
+
+def _variants() -> Iterator[Run]:
+    """One setting changed at a time, on one base, for choices: evaluated on the validation split."""
+    changes = {
+        **{f"grpo_div_{weight}": ("grpo_div", "--algorithm.advantage.weight", weight) for weight in WEIGHTS},
+        **{f"n{n}": ("poly_epo", "--algorithm.advantage.objective.set_size", n) for n in ("2", "3", "6")},
+        **{f"N{n}": ("poly_epo", "--num_generations", n) for n in ("16",)},
+        **{f"K{k}": ("poly_epo", "--algorithm.advantage.num_sets", k) for k in ("4", "16")},
+        "indicator": ("poly_epo", "--algorithm.advantage.objective.require_distinct", "True"),
+        "four_updates": ("poly_epo", "--algorithm.mini_batch_size", "8"),
+    }
+    for name, (config, *override) in changes.items():
+        yield Run(
+            "polynomial",
+            name,
+            SEEDS[0],
+            f"configs/polynomial/{config}.py",
+            (*_longer("polynomial"), *override),
+            ("validation",),
+        )
+
+
+WEIGHTS = ("0.1", "0.2", "0.5", "1", "2")
+
+
+def all_runs() -> list[Run]:
+    """Bases first."""
+    runs = [run for seed in SEEDS for task in TASKS for run in _of_task(task, seed, METHODS)]
+    return sorted([*runs, *_variants()], key=lambda run: run.method != BASE)
+
+
+def quick_runs() -> list[Run]:
+    """One seed, and the methods that matter most."""
+    runs = [run for task in TASKS for run in _of_task(task, SEEDS[0], ("grpo", "poly_epo", "mixture"))]
+    return sorted(runs, key=lambda run: run.method != BASE)

@@ -1,0 +1,17 @@
+"""Set RL that pays a set for one correct generation (pass@n), on hard polynomials: ../polynomial/pass_at_n.py's.
+
+python -m polyepo_jax.train --config configs/polynomial_hard/pass_at_n.py
+
+Needs runs/polynomial_hard/warm_start. All else is as in poly_epo.py. docs/results.md has what it reaches.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from polyepo_jax.config import Config, load
+
+
+def get_config() -> Config:
+    config = load(Path(__file__).with_name("poly_epo.py"), Config)
+    polynomials = load(Path(__file__).parents[1] / "polynomial" / "pass_at_n.py", Config)
+    return dataclasses.replace(config, algorithm=polynomials.algorithm)
