@@ -99,8 +99,9 @@ demo: $(STAMP)
 	$(RUN) polyepo_jax.evaluate --run-dir $(RUNS)/poly_epo
 	$(RUN) polyepo_jax.report $(RUNS)/warm_start $(RUNS)/grpo $(RUNS)/poly_epo --out $(RUNS)/report
 
-# As many runs at once as there are cores; resumes too.
+# As many runs at once as there are cores; resumes too. The extra makes SmolLM2's directory, which QUICK does without.
 results: $(STAMP)
+	$(if $(QUICK),,$(PY) -m pip install -e ".[smollm]")
 	$(RUN) benchmarks.study $(if $(QUICK),--quick)
 
 # Locks are for pip's -c and hold for one interpreter and Linux on x86-64. Pins that still fit pyproject.toml stay

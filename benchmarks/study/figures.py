@@ -21,7 +21,12 @@ LABELS = {
     "pass_at_n": "pass@n",
     "distinct_correct": "DistinctCorrect",
 }
-TITLES = {"polynomial": "Polynomials", "polynomial_hard": "Hard polynomials", "multiplication": "Multiplication"}
+TITLES = {
+    "polynomial": "Polynomials",
+    "polynomial_hard": "Hard polynomials",
+    "multiplication": "Multiplication",
+    "smollm": "SmolLM2",
+}
 STYLES = {
     label: palette.Style(color, marker, label == "base")
     for label, color, marker in (
