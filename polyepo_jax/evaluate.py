@@ -36,10 +36,12 @@ from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import Outcome, Results, Unfinished, checksum, sample, summarize
 from polyepo_jax.evaluation.sampling import Sampled
 from polyepo_jax.evaluation.unfinished import FOLDER
+from polyepo_jax.model import without_adapters
 from polyepo_jax.pods import collectives, object_storage, peers, processes
 from polyepo_jax.runs import model_directory, run_directory
+from polyepo_jax.runs.initial import load_params
 from polyepo_jax.runs.model_shape import resolve
-from polyepo_jax.runs.preparation import admitted, load_params
+from polyepo_jax.runs.preparation import admitted
 from polyepo_jax.runs.progress import Progress
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
@@ -322,7 +324,8 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
         raise InputError("--model DIR goes with --benchmark NAME, or with --config FILE and --out DIR")
     config = load(options.config, RunConfig)
     # What the config leaves open is the model's that is evaluated, not of that which the run starts from.
-    return resolve(dataclasses.replace(config, init=InitConfig(model_dir=str(options.model)))), options.out
+    config = resolve(dataclasses.replace(config, init=InitConfig(model_dir=str(options.model))))
+    return dataclasses.replace(config, model=without_adapters(config.model)), options.out
 
 
 # Characters of a name that stands beside its numbers in 80 columns.

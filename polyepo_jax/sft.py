@@ -52,7 +52,7 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
                 raise RunError(str(error)) from error
             rows = shard_rows(session.mesh, batch)
             session.ask_whether_to_stop()
-            session.state, stats = train_step(update, session.state, rows)
+            session.state, stats = train_step(update, session.state, rows, frozen=session.frozen)
             session.settle()
             stats = {name: value for name, value in stats.items() if name not in ("clip_frac", "sampler_gap")}
             stats["supervised"] = stats.pop("loss")

@@ -49,7 +49,7 @@ def draw_groups(
 
     def another(batch: PromptBatch, index: int) -> Draw:
         wanted = index == 0 and session.wants_samples()
-        return draw(spec, grader, session.state.params, batch, step_key, index, wanted, session.settle, stop_requested)
+        return draw(spec, grader, session.params, batch, step_key, index, wanted, session.settle, stop_requested)
 
     draws = [another(batch, 0)]
     groups = draws[0].groups
@@ -75,12 +75,13 @@ def update_on(
         session.ask_whether_to_stop()
     if session.wants_kl():
         # Of the policy that sampled, which is the one before the update.
-        numbers["start_kl"] = kl_to_start(spec, session.state.params, session.reference_params, rows)
+        start_params, frozen = session.reference_params, session.frozen
+        numbers["start_kl"] = kl_to_start(spec, session.state.params, start_params, rows, frozen)
     if passes:
         session.state, stats = pass_step(session.state)
     else:
         reference_params = session.reference_params if spec.loss.needs_reference else ()
-        session.state, stats = train_step(spec, session.state, rows, reference_params)
+        session.state, stats = train_step(spec, session.state, rows, reference_params, session.frozen)
     return stats | numbers
 
 

@@ -50,11 +50,14 @@ class InitConfig:
       step: another checkpoint of it, also of an unfinished run.
       model_dir: model in Hugging Face's format, or as `convert hf-import` writes it, to start from instead. With
         neither, parameters are initialised at random.
+      adapter_dir: directory in PEFT's format, as `convert hf-export` writes it, with adapters to the model in model_dir
+        that `model.lora` starts from; without it these are new, and change nothing yet.
     """
 
     run_dir: str | None = None
     step: int | None = None
     model_dir: str | None = None
+    adapter_dir: str | None = None
 
     def __post_init__(self):
         if self.run_dir is not None and self.model_dir is not None:
@@ -63,6 +66,10 @@ class InitConfig:
             )
         if self.step is not None and self.run_dir is None:
             raise ValueError(f"init.step ({self.step}) is a checkpoint of init.run_dir, which is not set")
+        if self.adapter_dir is not None and self.model_dir is None:
+            raise ValueError(
+                f"init.adapter_dir ({self.adapter_dir}) has adapters to a model: set init.model_dir to where that is"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +279,11 @@ class RunConfig:
             raise ValueError(
                 f"temperature must be greater than 0 in training, got {self.temperature}: greedy samples have no "
                 "gradient (evaluate takes --temperature 0)"
+            )
+        if self.init.adapter_dir is not None and self.model.lora is None:
+            raise ValueError(
+                f"init.adapter_dir ({self.init.adapter_dir}) needs model.lora: set it to a LoRA with the rank, "
+                "alpha and targets of the adapters"
             )
         length = self.max_prompt_length + self.max_completion_length
         if isinstance(self.model, ModelConfig) and length > self.model.max_position_embeddings:

@@ -42,7 +42,7 @@ _REMAT_POLICIES = {
 
 def _parameter(config: ModelConfig, rngs: nnx.Rngs, shape, axes, fan_in: int) -> nnx.Param:
     """A normal-initialised parameter of variance 1 / fan_in, annotated with its logical axes."""
-    value = jax.random.normal(rngs.params(), shape, config.param_dtype) * fan_in**-0.5
+    value = jax.random.normal(rngs.params(), shape, config.weights_dtype) * fan_in**-0.5
     return nnx.Param(value, logical_axes=axes)
 
 
@@ -61,7 +61,40 @@ def _project(x: Array, weight: Array, num_contracted: int = 1) -> Array:
 
 def _zeros(config: ModelConfig, shape, axes) -> nnx.Param:
     """A zero-initialised parameter, annotated with its logical axes."""
-    return nnx.Param(jnp.zeros(shape, config.param_dtype), logical_axes=axes)
+    return nnx.Param(jnp.zeros(shape, config.weights_dtype), logical_axes=axes)
+
+
+class Projections(nnx.Module):
+    """Matrices that are applied to activations, and low-rank adapters to those that `config.lora` targets."""
+
+    def _adapt(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        """Adds `<name>_lora_a` [in axes..., R], as PEFT initialises it, and `<name>_lora_b` [R, out axes...], zeros."""
+        self.lora = config.lora
+        if config.lora is None:
+            return
+        rank = config.lora.rank
+        for name in filter(functools.partial(hasattr, self), config.lora.targets):
+            weight, num_inputs = getattr(self, name), _num_inputs(name)
+            shape, axes, dtype = weight.shape, weight.logical_axes, config.param_dtype
+            bound = math.prod(shape[:num_inputs]) ** -0.5
+            inputs = jax.random.uniform(rngs.adapters(), (*shape[:num_inputs], rank), dtype, -bound, bound)
+            outputs = jnp.zeros((rank, *shape[num_inputs:]), dtype)
+            setattr(self, f"{name}_lora_a", nnx.Param(inputs, logical_axes=(*axes[:num_inputs], "lora_rank")))
+            setattr(self, f"{name}_lora_b", nnx.Param(outputs, logical_axes=("lora_rank", *axes[num_inputs:])))
+
+    def _product(self, name: str, x: Array) -> Array:
+        """x W, and where W has adapters + scale (x A) B."""
+        num_inputs = _num_inputs(name)
+        product = _project(x, getattr(self, name)[...], num_inputs)
+        if self.lora is None or name not in self.lora.targets:
+            return product
+        low = _project(x, getattr(self, f"{name}_lora_a")[...], num_inputs) * self.lora.scale
+        return product + _project(low, getattr(self, f"{name}_lora_b")[...])
+
+
+def _num_inputs(name: str) -> int:
+    """Leading axes of a matrix that its product contracts."""
+    return 2 if name == "o_proj" else 1
 
 
 def _between(x_BTD: Array) -> Array:
@@ -74,7 +107,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, config: ModelConfig, size: int, axis: str):
         self.eps = config.rms_norm_eps
-        self.scale = nnx.Param(jnp.ones(size, config.param_dtype), logical_axes=(axis,))
+        self.scale = nnx.Param(jnp.ones(size, config.weights_dtype), logical_axes=(axis,))
 
     def __call__(self, x: Array) -> Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -83,7 +116,7 @@ class RMSNorm(nnx.Module):
         return normed.astype(x.dtype) * jax.lax.broadcast_in_dim(scale, x.shape, (x.ndim - 1,))
 
 
-class Attention(nnx.Module):
+class Attention(Projections):
     """Grouped-query attention; Qwen3 normalises each query and key head before RoPE, Qwen2 adds biases to them."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -103,9 +136,10 @@ class Attention(nnx.Module):
         if self.has_norm:
             self.q_norm = RMSNorm(config, A, "head_dim")
             self.k_norm = RMSNorm(config, A, "head_dim")
+        self._adapt(config, rngs)
 
     def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mix: Mix) -> Array:
-        query, keys, values = (_project(x_BTD, w[...]) for w in (self.q_proj, self.k_proj, self.v_proj))
+        query, keys, values = (self._product(f"{x}_proj", x_BTD) for x in "qkv")
         if self.has_bias:
             query, keys, values = (
                 x + bias[...].astype(x.dtype)[None, None]
@@ -116,11 +150,11 @@ class Attention(nnx.Module):
         query, keys, values = (
             constrain(x, "batch", None, "heads", None) for x in (rotate(query, rotary), rotate(keys, rotary), values)
         )
-        out = _project(mix(query, keys, values), self.o_proj[...], num_contracted=2)
+        out = self._product("o_proj", mix(query, keys, values))
         return out + self.o_bias[...].astype(out.dtype)[None, None] if self.has_o_bias else out
 
 
-class MLP(nnx.Module):
+class MLP(Projections):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -128,10 +162,11 @@ class MLP(nnx.Module):
         self.gate_proj = _parameter(config, rngs, (D, F), ("embed", "mlp"), D)
         self.up_proj = _parameter(config, rngs, (D, F), ("embed", "mlp"), D)
         self.down_proj = _parameter(config, rngs, (F, D), ("mlp", "embed"), F)
+        self._adapt(config, rngs)
 
     def __call__(self, x_BTD: Array) -> Array:
-        gated = jax.nn.silu(_project(x_BTD, self.gate_proj[...])) * _project(x_BTD, self.up_proj[...])
-        return _project(constrain(gated, "batch", None, "mlp"), self.down_proj[...])
+        gated = jax.nn.silu(self._product("gate_proj", x_BTD)) * self._product("up_proj", x_BTD)
+        return self._product("down_proj", constrain(gated, "batch", None, "mlp"))
 
 
 class Layer(nnx.Module):
@@ -174,13 +209,15 @@ def _pure(module: nnx.Module) -> Params:
 def init(config: ModelConfig, key: Array) -> Params:
     """Random parameters: a nested dict of arrays, those of the layers stacked along a leading axis L.
 
+    With `config.lora` adapters are among them, whose product is 0; the others are what they are without.
+
     Args:
       config: the model's shape.
       key: typed PRNG key.
     """
     outer_key, layers_key = jax.random.split(key)
     params = _pure(Outer(config, nnx.Rngs(outer_key)))
-    params["layers"] = jax.vmap(lambda k: _pure(Layer(config, nnx.Rngs(k))))(
+    params["layers"] = jax.vmap(lambda k: _pure(Layer(config, nnx.Rngs(k, adapters=jax.random.fold_in(k, 1)))))(
         jax.random.split(layers_key, config.num_hidden_layers)
     )
     return params

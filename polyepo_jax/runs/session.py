@@ -18,14 +18,16 @@ import jax
 from polyepo_jax.config import RunConfig
 from polyepo_jax.config.files import to_json
 from polyepo_jax.errors import InputError, Interrupted, RunError
+from polyepo_jax.model import joined
 from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import run_directory
 from polyepo_jax.runs.checkpoints import Checkpoints, any_checkpoint
 from polyepo_jax.runs.evaluating import evaluate, is_due
+from polyepo_jax.runs.initial import Initial, make_initial
 from polyepo_jax.runs.journal import Journal
 from polyepo_jax.runs.preparation import prepare
 from polyepo_jax.runs.profiling import Profiler
-from polyepo_jax.runs.restoring import Initial, make_initial, restore, run_meta
+from polyepo_jax.runs.restoring import restore, run_meta
 from polyepo_jax.runs.saving import Saving, close
 from polyepo_jax.runs.step_numbers import Deferred, settle
 from polyepo_jax.runs.stopping import Stopping
@@ -40,7 +42,8 @@ class Session:
     Attributes:
       state: the train state; the loop replaces it.
       mesh: of all devices.
-      reference_params: the initial policy if the loss or kl/start needs it, else ().
+      frozen: the model's parameters that are not trained, or ().
+      reference_params: as `state.params`, of the initial policy if the loss or kl/start needs it, else ().
       stopping: who is asked to end the run.
       complete: whether the run is at its last step.
     """
@@ -73,7 +76,7 @@ class Session:
         # A run that has checkpoints goes on from them, also when what it started from is gone by now.
         self._initial: Initial | None = None
         if not any_checkpoint(object_storage.home(directory)):
-            self._initial = make_initial(self._prepared, self._shardings.params)
+            self._initial = make_initial(config, self.mesh)
         self.stopping = Stopping(self.mesh)
         self._deferred: Deferred | None = None
         self._pusher = object_storage.Pusher(directory)
@@ -92,8 +95,9 @@ class Session:
             stack.callback(close, checkpoints)
             restored = restore(self._prepared, self._spec, self._shardings, checkpoints, self._initial)
             self._initial = None
-            self.state, self.reference_params = restored.state, restored.reference_params
-            self._init_step, self._unevaluated = restored.init_step, restored.unevaluated
+            self.state, self.frozen, self.reference_params = restored.state, restored.frozen, restored.reference_params
+            self._init_step, self._fingerprint = restored.init_step, restored.fingerprint
+            self._unevaluated = restored.unevaluated
             first_step = int(self.state.step)
             # A step that is still to be evaluated has its metrics written after that, again if need be.
             last_written = first_step if self._unevaluated is None else first_step - 1
@@ -149,6 +153,11 @@ class Session:
         )
         self._watchdog.start()
         stack.callback(self._watchdog.close)
+
+    @property
+    def params(self) -> Any:
+        """All parameters of the policy, those that are frozen included."""
+        return joined(self.state.params, self.frozen)
 
     # --- the steps ---
 
@@ -277,7 +286,7 @@ class Session:
             try:
                 with self._watchdog.aside("evaluation"):
                     self.stopping.raise_if_requested("an evaluation was due")
-                    evaluation = evaluate(self._prepared, self.state.params, lambda: self.stopping.requested, self.say)
+                    evaluation = evaluate(self._prepared, self.params, lambda: self.stopping.requested, self.say)
             except Interrupted:
                 self._unevaluated = metrics
                 return
@@ -321,7 +330,8 @@ class Session:
         # The log first: what a checkpoint continues from must be on the disk before the checkpoint is.
         self._journal.keep(needed)
         with self._watchdog.aside("save"):
-            self._saving.save(self.state, run_meta(self._prepared, self._init_step, self._unevaluated), needed)
+            meta = run_meta(self._prepared, self._init_step, self._fingerprint, self._unevaluated)
+            self._saving.save(self.state, meta, needed)
         self._aside_s += time.perf_counter() - start
 
     def _finish_saving(self) -> None:

@@ -25,7 +25,8 @@ from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.pods import object_storage
 from polyepo_jax.runs import evaluating, session
-from polyepo_jax.runs.preparation import load_params, prepare
+from polyepo_jax.runs.initial import load_params
+from polyepo_jax.runs.preparation import prepare
 from polyepo_jax.runs.run_directory import write_json
 from polyepo_jax.sets import GRPO, MaxRL, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft

@@ -290,6 +290,10 @@ class Checkpoints:
             warn(f"checkpoint {bad} of {self._home} cannot be read ({reason}); taking checkpoint {chosen}")
         return found, chosen
 
+    def meta(self, step: int) -> dict[str, Any]:
+        """What a checkpoint that can be read says of its run, as given to `save`."""
+        return dict(self._restored(step, {"meta": ocp.args.JsonRestore()})["meta"])
+
     def _put_aside(self, step: int) -> None:
         if processes.is_primary():
             target = self._aside / str(step)
