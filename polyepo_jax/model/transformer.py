@@ -21,6 +21,7 @@ from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.model.logits import Params as Params
 from polyepo_jax.model.logits import unembed
+from polyepo_jax.model.projections import Projections, parameter, zeros
 from polyepo_jax.model.rotary import rotary_factors, rotary_frequencies, rotary_scale, rotate
 from polyepo_jax.sharding import constrain, mesh_platform
 from polyepo_jax.types import Array
@@ -34,67 +35,22 @@ Mix = Callable[[Array, Array, Array], Array]
 # (`remat`, scores of rows beyond KEPT_LENGTH) is scanned: XLA would find that of the forward pass, and keep it.
 _MAX_UNROLLED_LAYERS, _MAX_UNROLLED_LAYERS_ON_CPU = 4, 32
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
+def _remat_policy(config: ModelConfig) -> Callable[..., Any]:
+    """What of a layer the backward pass does not compute again."""
+    if config.remat == "full":
+        return jax.checkpoint_policies.nothing_saveable
 
-def _parameter(config: ModelConfig, rngs: nnx.Rngs, shape, axes, fan_in: int) -> nnx.Param:
-    """A normal-initialised parameter of variance 1 / fan_in, annotated with its logical axes."""
-    value = jax.random.normal(rngs.params(), shape, config.weights_dtype) * fan_in**-0.5
-    return nnx.Param(value, logical_axes=axes)
-
-
-def _project(x: Array, weight: Array, num_contracted: int = 1) -> Array:
-    """Contracts the last axes of x with the first of the weight, in x's dtype.
-
-    As one matrix product of two axes: with several, XLA's CPU backend transposes them in the backward pass, which
-    takes longer than the product.
-    """
-    contracted, kept = weight.shape[:num_contracted], weight.shape[num_contracted:]
-    leading = x.shape[: x.ndim - num_contracted]
-    size = math.prod(contracted)
-    product = x.reshape(-1, size) @ weight.astype(x.dtype).reshape(size, -1)
-    return product.reshape(*leading, *kept)
-
-
-def _zeros(config: ModelConfig, shape, axes) -> nnx.Param:
-    """A zero-initialised parameter, annotated with its logical axes."""
-    return nnx.Param(jnp.zeros(shape, config.weights_dtype), logical_axes=axes)
-
-
-class Projections(nnx.Module):
-    """Matrices that are applied to activations, and low-rank adapters to those that `config.lora` targets."""
-
-    def _adapt(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        """Adds `<name>_lora_a` [in axes..., R], as PEFT initialises it, and `<name>_lora_b` [R, out axes...], zeros."""
-        self.lora = config.lora
+    def saves(primitive, *avals, **params):
+        if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **params):
+            return False
         if config.lora is None:
-            return
-        rank = config.lora.rank
-        for name in filter(functools.partial(hasattr, self), config.lora.targets):
-            weight, num_inputs = getattr(self, name), _num_inputs(name)
-            shape, axes, dtype = weight.shape, weight.logical_axes, config.param_dtype
-            bound = math.prod(shape[:num_inputs]) ** -0.5
-            inputs = jax.random.uniform(rngs.adapters(), (*shape[:num_inputs], rank), dtype, -bound, bound)
-            outputs = jnp.zeros((rank, *shape[num_inputs:]), dtype)
-            setattr(self, f"{name}_lora_a", nnx.Param(inputs, logical_axes=(*axes[:num_inputs], "lora_rank")))
-            setattr(self, f"{name}_lora_b", nnx.Param(outputs, logical_axes=("lora_rank", *axes[num_inputs:])))
+            return True
+        # (x A) B, which is as large as x W that it is added to, costs next to nothing.
+        (contracted, _), _ = params["dimension_numbers"]
+        return math.prod(avals[0].shape[axis] for axis in contracted) != config.lora.rank
 
-    def _product(self, name: str, x: Array) -> Array:
-        """x W, and where W has adapters + scale (x A) B."""
-        num_inputs = _num_inputs(name)
-        product = _project(x, getattr(self, name)[...], num_inputs)
-        if self.lora is None or name not in self.lora.targets:
-            return product
-        low = _project(x, getattr(self, f"{name}_lora_a")[...], num_inputs) * self.lora.scale
-        return product + _project(low, getattr(self, f"{name}_lora_b")[...])
-
-
-def _num_inputs(name: str) -> int:
-    """Leading axes of a matrix that its product contracts."""
-    return 2 if name == "o_proj" else 1
+    return saves
 
 
 def _between(x_BTD: Array) -> Array:
@@ -122,24 +78,24 @@ class Attention(Projections):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, A = config.hidden_size, config.head_dim
         H, K = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = _parameter(config, rngs, (D, H, A), ("embed", "heads", "head_dim"), D)
-        self.k_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
-        self.v_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
-        self.o_proj = _parameter(config, rngs, (H, A, D), ("heads", "head_dim", "embed"), H * A)
+        self.q_proj = parameter(config, rngs, (D, H, A), ("embed", "heads", "head_dim"), D)
+        self.k_proj = parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
+        self.v_proj = parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
+        self.o_proj = parameter(config, rngs, (H, A, D), ("heads", "head_dim", "embed"), H * A)
         self.has_bias, self.has_o_bias, self.has_norm = config.qkv_bias, config.o_bias, config.qk_norm
         if self.has_bias:
-            self.q_bias = _zeros(config, (H, A), ("heads", "head_dim"))
-            self.k_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
-            self.v_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
+            self.q_bias = zeros(config, (H, A), ("heads", "head_dim"))
+            self.k_bias = zeros(config, (K, A), ("kv_heads", "head_dim"))
+            self.v_bias = zeros(config, (K, A), ("kv_heads", "head_dim"))
         if self.has_o_bias:
-            self.o_bias = _zeros(config, (D,), ("embed",))
+            self.o_bias = zeros(config, (D,), ("embed",))
         if self.has_norm:
             self.q_norm = RMSNorm(config, A, "head_dim")
             self.k_norm = RMSNorm(config, A, "head_dim")
-        self._adapt(config, rngs)
+        self.adapt(config, rngs)
 
     def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mix: Mix) -> Array:
-        query, keys, values = (self._product(f"{x}_proj", x_BTD) for x in "qkv")
+        query, keys, values = (self.product(f"{x}_proj", x_BTD) for x in "qkv")
         if self.has_bias:
             query, keys, values = (
                 x + bias[...].astype(x.dtype)[None, None]
@@ -150,7 +106,7 @@ class Attention(Projections):
         query, keys, values = (
             constrain(x, "batch", None, "heads", None) for x in (rotate(query, rotary), rotate(keys, rotary), values)
         )
-        out = self._product("o_proj", mix(query, keys, values))
+        out = self.product("o_proj", mix(query, keys, values))
         return out + self.o_bias[...].astype(out.dtype)[None, None] if self.has_o_bias else out
 
 
@@ -159,14 +115,14 @@ class MLP(Projections):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = _parameter(config, rngs, (D, F), ("embed", "mlp"), D)
-        self.up_proj = _parameter(config, rngs, (D, F), ("embed", "mlp"), D)
-        self.down_proj = _parameter(config, rngs, (F, D), ("mlp", "embed"), F)
-        self._adapt(config, rngs)
+        self.gate_proj = parameter(config, rngs, (D, F), ("embed", "mlp"), D)
+        self.up_proj = parameter(config, rngs, (D, F), ("embed", "mlp"), D)
+        self.down_proj = parameter(config, rngs, (F, D), ("mlp", "embed"), F)
+        self.adapt(config, rngs)
 
     def __call__(self, x_BTD: Array) -> Array:
-        gated = jax.nn.silu(self._product("gate_proj", x_BTD)) * self._product("up_proj", x_BTD)
-        return self._product("down_proj", constrain(gated, "batch", None, "mlp"))
+        gated = jax.nn.silu(self.product("gate_proj", x_BTD)) * self.product("up_proj", x_BTD)
+        return self.product("down_proj", constrain(gated, "batch", None, "mlp"))
 
 
 class Layer(nnx.Module):
@@ -188,10 +144,10 @@ class Outer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         V, D = config.vocab_size, config.hidden_size
-        self.embed_tokens = _parameter(config, rngs, (V, D), ("vocab", "embed"), D)
+        self.embed_tokens = parameter(config, rngs, (V, D), ("vocab", "embed"), D)
         self.norm = RMSNorm(config, D, "embed")
         if not config.tie_word_embeddings:
-            self.lm_head = _parameter(config, rngs, (D, V), ("embed", "vocab"), D)
+            self.lm_head = parameter(config, rngs, (D, V), ("embed", "vocab"), D)
 
 
 @functools.lru_cache(maxsize=64)
@@ -279,7 +235,7 @@ def run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions_
 
     unstacks = isinstance(params["layers"], tuple)  # to sample: nothing is differentiated
     if config.remat != "none" and not unstacks:
-        apply_layer = jax.checkpoint(apply_layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+        apply_layer = jax.checkpoint(apply_layer, policy=_remat_policy(config), prevent_cse=False)
     x_BTD = _between(outer.embed_tokens[...][tokens_BT].astype(config.dtype))
     if unstacks:
         kept = []

@@ -7,7 +7,6 @@ from typing import Any
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import checked_mesh
-from polyepo_jax.config.static_arguments import keeps_reference
 from polyepo_jax.errors import InputError
 from polyepo_jax.planning.advice import (
     Advice,
@@ -18,7 +17,16 @@ from polyepo_jax.planning.advice import (
     peak_bytes,
     platform_of,
 )
-from polyepo_jax.planning.estimate import SLICE_BANDWIDTH, Memory, Shape, Work, shape_of, update_memory, update_work
+from polyepo_jax.planning.estimate import (
+    SLICE_BANDWIDTH,
+    Memory,
+    Shape,
+    Work,
+    shape_of,
+    state_bytes,
+    update_memory,
+    update_work,
+)
 from polyepo_jax.planning.hardware import Chip, Topology, topology_mesh
 from polyepo_jax.planning.hlo import Collective
 from polyepo_jax.planning.programs import Program, TooLarge, compile_rollout, compile_update
@@ -184,9 +192,9 @@ def _phases(
     memory = update_memory(config, shape)
     work = update_work(config, shape)
     work = dataclasses.replace(work, sent_bytes=_sent(compiled[0], work.sent_bytes, chip))
-    own = memory.weights // (2 if keeps_reference(config) else 1)
+    reference = state_bytes(config, shape.sizes).reference
     # A reference policy that the loss does not read lies beside the program.
-    beside = 0 if config.algorithm.loss.needs_reference else memory.weights - own
+    beside = 0 if config.algorithm.loss.needs_reference else reference
     update = Phase(memory, compiled[0], beside, work, *work.seconds(chip))
 
     memory = rollout_memory(config, shape)
@@ -202,7 +210,7 @@ def _phases(
     seconds = None if first is None or second is None else waves * (first + second)
     bound_by = second_by if second is None or first is None or second >= first else first_by
     # A rollout takes the parameters; the optimizer's state, and a reference policy, lie beside it.
-    beside = memory.optimizer + memory.weights - own
+    beside = memory.optimizer + reference
     return update, Phase(memory, compiled[1], beside, total, seconds, bound_by)
 
 
