@@ -280,6 +280,11 @@ class RunConfig:
                 f"temperature must be greater than 0 in training, got {self.temperature}: greedy samples have no "
                 "gradient (evaluate takes --temperature 0)"
             )
+        if self.model.lora is not None and self.init.model_dir is None and self.init.run_dir is None:
+            raise ValueError(
+                "model.lora trains adapters to a model: set init.model_dir, or init.run_dir, to where that is (random "
+                "parameters, which no checkpoint would hold, are not the same bits on every machine)"
+            )
         if self.init.adapter_dir is not None and self.model.lora is None:
             raise ValueError(
                 f"init.adapter_dir ({self.init.adapter_dir}) needs model.lora: set it to a LoRA with the rank, "

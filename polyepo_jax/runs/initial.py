@@ -76,9 +76,8 @@ def _start(config: RunConfig, mesh: Mesh, init_step: int | None) -> tuple[Any, i
         return _converted(run.model, params, wanted), step
     if config.init.model_dir is not None:
         return model_directory.load(Path(config.init.model_dir), without_adapters(wanted), mesh), None
-    plain = without_adapters(wanted)
-    make = jax.jit(init, static_argnums=0, out_shardings=param_shardings(mesh, logical_axes(plain)))
-    return make(plain, stream(config.seed, "init")), None
+    make = jax.jit(init, static_argnums=0, out_shardings=param_shardings(mesh, logical_axes(wanted)))
+    return make(wanted, stream(config.seed, "init")), None
 
 
 def _check_fits(what: str, model: ModelConfig, wanted: ModelConfig) -> None:
@@ -186,8 +185,7 @@ def start_again(where: str, config: RunConfig, mesh: Mesh, meta: Mapping[str, An
     Raises:
       InputError: it is not there, or is another.
     """
-    init = config.init
-    place = init.model_dir or init.run_dir or "the random numbers of the config's seed"
+    place = config.init.model_dir or config.init.run_dir
     try:
         start, _ = _start(config, mesh, meta[INIT_STEP])
     except InputError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from polyepo_jax.config import AlgorithmConfig, Config, LoggingConfig, SamplingConfig
+from polyepo_jax.config import AlgorithmConfig, Config, InitConfig, LoggingConfig, SamplingConfig
 from polyepo_jax.config.meshes import why_not
 from polyepo_jax.config.static_arguments import update_spec
 from polyepo_jax.losses import PolicyLoss
@@ -53,6 +53,7 @@ def small_config(mesh=None, loss=None, micro_batch_size=None, **model):
     loss = config.algorithm.loss if loss is None else loss
     return dataclasses.replace(
         config,
+        init=InitConfig(model_dir="models/any"),
         model=dataclasses.replace(MODEL, **model),
         prompts_per_step=2,
         max_prompt_length=24,

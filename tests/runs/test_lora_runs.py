@@ -196,7 +196,7 @@ def test_evaluation_of_adapters_is_that_of_merged_weights(whole, tmp_path, capsy
 
 
 def test_a_rank_is_overridden_on_the_command_line():
-    config = rl_config(model=ADAPTED)
+    config = rl_config(model=ADAPTED, init=InitConfig(model_dir="there"))
     changed = override(config, ["--model.lora.rank", "8", "--model.lora.targets", "q_proj", "o_proj"], "train")
     assert changed.model.lora == LoRA(8, 8.0, ("q_proj", "o_proj"))
     with pytest.raises(InputError, match=r"model.lora.rank must be at most the smaller side .* got 9 for k_proj"):
@@ -208,6 +208,8 @@ def test_adapters_without_what_they_need_are_refused():
         InitConfig(adapter_dir="here")
     with pytest.raises(ValueError, match=r"init.adapter_dir \(here\) needs model.lora"):
         rl_config(init=InitConfig(model_dir="there", adapter_dir="here"))
+    with pytest.raises(ValueError, match=r"model.lora trains adapters to a model: set init.model_dir, or init.run_dir"):
+        rl_config(model=ADAPTED)
 
 
 @pytest.mark.slow
