@@ -73,7 +73,7 @@ def _start(config: RunConfig, mesh: Mesh, init_step: int | None) -> tuple[Any, i
                 f"init.run_dir {config.init.run_dir} is at step {step} of {run.max_steps}: finish that run first, or "
                 f"set init.step = {step} to start from there"
             )
-        return _converted(run.model, params, wanted), step
+        return _converted(run.model, params, wanted, mesh), step
     if config.init.model_dir is not None:
         return model_directory.load(Path(config.init.model_dir), without_adapters(wanted), mesh), None
     make = jax.jit(init, static_argnums=0, out_shardings=param_shardings(mesh, logical_axes(wanted)))
@@ -88,10 +88,13 @@ def _check_fits(what: str, model: ModelConfig, wanted: ModelConfig) -> None:
     model_directory.check_same(what, model, wanted)
 
 
-def _converted(model: ModelConfig, params: Any, wanted: ModelConfig) -> Any:
+def _converted(model: ModelConfig, params: Any, wanted: ModelConfig, mesh: Mesh) -> Any:
     """Parameters of a run's model as one of `wanted` starts from them."""
+    if wanted.lora is None and model.lora is None:
+        return params
     if wanted.lora is None:
-        return _merged(model, wanted.param_dtype, params) if model.lora is not None else params
+        whole = _merged(model, wanted.param_dtype, params)
+        return jax.device_put(whole, param_shardings(mesh, logical_axes(wanted)))
     trained, frozen = split(params) if model.lora is not None else ({}, params)
     return joined(trained, _cast(wanted.weights_dtype, frozen))
 

@@ -173,6 +173,7 @@ def test_adapters_are_exported_and_started_from(whole, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_merged_weights_are_exported(whole, tmp_path, capsys):
     config, home = whole
     convert.main(["hf-export", str(home / "run"), "--out", str(tmp_path / "merged"), "--merged"])
@@ -183,6 +184,7 @@ def test_merged_weights_are_exported(whole, tmp_path, capsys):
         convert.main(["hf-export", str(home / "run"), "--companions", str(home)])
 
 
+@pytest.mark.slow
 def test_evaluation_of_adapters_is_that_of_merged_weights(whole, tmp_path, capsys):
     _, home = whole
     shutil.copytree(home / "run", tmp_path / "run")

@@ -119,7 +119,10 @@ def test_tokens_do_not_depend_on_the_mesh(params, prompts, mesh_config):
     np.testing.assert_allclose(spread.sampler_logprobs_PNT, alone.sampler_logprobs_PNT, atol=1e-5)
 
 
-@pytest.mark.parametrize(("mesh_config", "gather_weights"), [(MeshConfig(1, 4, 2), True), (MeshConfig(2, 2, 2), False)])
+@pytest.mark.parametrize(
+    ("mesh_config", "gather_weights"),
+    [(MeshConfig(1, 4, 2), True), pytest.param(MeshConfig(2, 2, 2), False, marks=pytest.mark.slow)],
+)
 def test_adapters_are_sampled_as_the_weights_they_are_merged_into(params, prompts, mesh_config, gather_weights):
     config = dataclasses.replace(MODEL, lora=LoRA(2, 8.0))
     adapted = jax.jit(init, static_argnums=0)(config, jax.random.key(0))

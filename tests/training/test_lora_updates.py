@@ -28,8 +28,8 @@ def params_of(model, seed=0):
     return perturbed(jax.jit(init, static_argnums=0)(model, jax.random.key(seed)))
 
 
-# All logits at once, and a chunk of positions at a time.
-@pytest.mark.parametrize("max_logits", [2**25, SPEC.max_logits])
+# A chunk of positions at a time, and all logits at once.
+@pytest.mark.parametrize("max_logits", [SPEC.max_logits, pytest.param(2**25, marks=pytest.mark.slow)])
 def test_the_gradient_is_that_of_merged_weights_by_the_chain_rule(max_logits):
     """W + s A B: the gradient by A is s (that by W) Bᵀ, and by B s Aᵀ (that by W)."""
     with jax.enable_x64(True):
@@ -89,6 +89,7 @@ def test_no_gradient_of_what_is_frozen_is_computed():
     assert flops[None] - flops[LoRA(rank)] == pytest.approx(2 * (by_weights + by_inputs - own), rel=0.02)
 
 
+@pytest.mark.slow
 def test_kl_to_start_of_adapters():
     spec, batch = dataclasses.replace(SPEC, model=MODEL), make_batch()
     params, start = params_of(MODEL), params_of(MODEL, 5)
