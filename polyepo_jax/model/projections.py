@@ -1,6 +1,5 @@
 """Parameters of a model, and matrices that are applied to activations, with low-rank adapters where they have some."""
 
-import functools
 import math
 
 import jax
@@ -44,7 +43,7 @@ class Projections(nnx.Module):
         if config.lora is None:
             return
         rank = config.lora.rank
-        for name in filter(functools.partial(hasattr, self), config.lora.targets):
+        for name in [target for target in config.lora.targets if hasattr(self, target)]:
             weight, num_inputs = getattr(self, name), num_inputs_of(name)
             shape, axes, dtype = weight.shape, weight.logical_axes, config.param_dtype
             bound = math.prod(shape[:num_inputs]) ** -0.5
