@@ -108,15 +108,15 @@ def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]
     return table(["", "tokens of a sample", *(f"{budget:,} tokens" for budget in budgets)], rows)
 
 
-def variants_table(found: Sequence[Result], names: Sequence[str], labels: Mapping[str, str]) -> str:
-    """Runs on the validation split, one setting each."""
+def variants_table(found: Sequence[Result], method: str) -> str:
+    """A method as it is and with one setting changed, on the validation split; empty where there are no such runs."""
     rows = []
-    for name in names:
-        runs = [r for r in found if r.method == name and r.split == "validation"]
-        if runs:
-            cells = [_share(estimate(runs, "pass_at_k/1")), _number(estimate(runs, "distinct_correct"))]
-            rows.append([labels.get(name, name), *cells, f"{statistics.fmean(r.seconds for r in runs):.0f}"])
-    return table(["", "pass@1", "distinct correct", "seconds"], rows)
+    for result in sorted(found, key=lambda result: result.method):
+        name, _, change = result.method.partition(" ")
+        if name == method and result.split == "validation":
+            cells = [_share(estimate([result], "pass_at_k/1")), _number(estimate([result], "distinct_correct"))]
+            rows.append([change or "unchanged", *cells])
+    return table(["", "pass@1", "distinct correct of 64"], rows) if len(rows) > 1 else ""
 
 
 def _ratio(methods: Mapping[str, Sequence[Result]], method: str, to: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.runs import Run
+from benchmarks.study.runs import Run, file_name
 from polyepo_jax.evaluation.problems import any_of, powers_of_two
 from polyepo_jax.intervals import bootstrap
 
@@ -100,7 +100,7 @@ def read_run(directory: Path, run: Run, split: str, evaluation_seconds: float) -
 
 def path_of(folder: Path, run: Run | Result, split: str) -> Path:
     """Of the file that holds the result, whether it is there or not."""
-    return folder / run.task / f"{run.method}-seed{run.seed}-{split}.json"
+    return folder / run.task / f"{file_name(run.method)}-seed{run.seed}-{split}.json"
 
 
 def save(result: Result, folder: Path) -> None:
