@@ -17,6 +17,7 @@ LABELS = {
     "grpo": "GRPO",
     "grpo_div": "GRPO+DIV",
     "poly_epo": "Poly-EPO",
+    "settled": "settled",
     "mixture": "mixture",
     "pass_at_n": "pass@n",
     "distinct_correct": "DistinctCorrect",
@@ -34,7 +35,8 @@ STYLES = {
         ("GRPO", "#d55e00", "s"),
         ("GRPO+DIV", "#008060", "D"),
         ("Poly-EPO", "#0072b2", "^"),
-        ("mixture", "#332288", "X"),
+        ("settled", "#332288", "X"),
+        ("mixture", "#2a9db5", "p"),
         ("pass@n", "#aa3377", "v"),
         ("DistinctCorrect", "#8a6d00", "P"),
     )

@@ -23,7 +23,8 @@ MEANS = ("majority_at_k", "vote_share_at_k")
 class Result:
     """A run on one split.
 
-    config, overrides: the file and the command line that say all settings of the run. steps: that it trained.
+    config, overrides: the file and the command line that say all settings of the run. steps: that it trained, those
+    of the run that it starts from included.
     seconds: of training, on one core, evaluations and saving left out. evaluation_seconds: of the command that ended
     the evaluation, its start and compilations included; None where it was not timed.
     num_correct, num_hidden, distinct_correct: of each problem's num_samples samples; num_hidden is None where the task
@@ -83,7 +84,7 @@ def read_run(directory: Path, run: Run, split: str, evaluation_seconds: float) -
         split=split,
         config=run.config,
         overrides=run.overrides,
-        steps=evaluated["checkpoint_step"],
+        steps=run.earlier_steps + evaluated["checkpoint_step"],
         seconds=round(sum(row["time/step_s"] for row in steps if row.get("time/step_s"))),
         evaluation_seconds=round(evaluation_seconds, 1),
         num_samples=num_samples,

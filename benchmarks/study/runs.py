@@ -6,11 +6,11 @@ from pathlib import Path
 
 SYNTHETIC = ("polynomial", "polynomial_hard", "multiplication")
 TASKS = (*SYNTHETIC, "smollm")
-METHODS = ("grpo", "grpo_div", "poly_epo", "mixture", "pass_at_n", "distinct_correct")
+BASE = "base"
+METHODS = ("grpo", "poly_epo", "grpo_div", "mixture", "pass_at_n", "distinct_correct", "settled")
 STEPS = {"polynomial": 400, "polynomial_hard": 300, "multiplication": 300, "smollm": 60}
 # Settings were chosen on seed 0.
 SEEDS = (11, 12, 13)
-BASE = "base"
 
 
 def file_name(method: str) -> str:
@@ -22,8 +22,8 @@ def file_name(method: str) -> str:
 class Run:
     """One run, and the splits it is evaluated on.
 
-    task, method: of tables; their folder and file names. config: the file. overrides: of its fields, as on a command
-    line. steps: None for as the config says. num_samples: of each problem in the evaluation, None for the same.
+    task, method: of tables. config: the file. overrides: of its fields, as on a command line. num_samples: of each
+    problem in the evaluation, None for as the config says. start: the method whose run it starts from, None for none.
     """
 
     task: str
@@ -33,6 +33,16 @@ class Run:
     overrides: tuple[str, ...] = ()
     splits: tuple[str, ...] = ("test",)
     num_samples: int | None = None
+    start: str | None = BASE
+
+    @property
+    def earlier_steps(self) -> int:
+        """Of reinforcement learning before the run begins."""
+        return 0 if self.start in (None, BASE) else STEPS[self.task]
+
+    def starts_from(self, other: "Run") -> bool:
+        """Whether this run needs the other one at its end."""
+        return (self.task, self.start, self.seed) == (other.task, other.method, other.seed)
 
     def directory(self, runs: Path) -> Path:
         """The run directory below that of all runs."""
@@ -41,11 +51,11 @@ class Run:
     def training(self, runs: Path) -> list[str]:
         """The command that makes the run, as arguments of `python`; it resumes where it was interrupted."""
         directory = str(self.directory(runs))
-        if self.method == BASE:
+        if self.start is None:
             start = ["-m", "polyepo_jax.sft", "--config", self.config]
         else:
-            base = dataclasses.replace(self, method=BASE).directory(runs)
-            start = ["-m", "polyepo_jax.train", "--config", self.config, "--init.run_dir", str(base)]
+            first = runs / self.task / self.start / f"seed{self.seed}"
+            start = ["-m", "polyepo_jax.train", "--config", self.config, "--init.run_dir", str(first)]
         return [*start, "--run-dir", directory, "--seed", str(self.seed), *self.overrides]
 
     def evaluation(self, runs: Path, split: str) -> list[str]:
@@ -59,11 +69,15 @@ class Run:
 
 def _of_task(task: str, seed: int, methods: tuple[str, ...]) -> Iterator[Run]:
     num_samples = 256 if task == "polynomial_hard" else None
-    yield Run(task, BASE, seed, f"configs/{task}/warm_start.py", num_samples=num_samples)
+    yield Run(task, BASE, seed, f"configs/{task}/warm_start.py", num_samples=num_samples, start=None)
     # What variants are compared with.
     splits = ("test", "validation") if (task, seed) == ("polynomial", SEEDS[0]) else ("test",)
     for method in methods:
-        yield Run(task, method, seed, f"configs/{task}/{method}.py", _longer(task), splits, num_samples)
+        config = f"configs/{task}/{method}.py"
+        if method == "settled":
+            yield Run(task, method, seed, config, (), splits, num_samples, start="poly_epo")
+        else:
+            yield Run(task, method, seed, config, _longer(task), splits, num_samples)
 
 
 def _longer(task: str) -> tuple[str, ...]:
@@ -92,13 +106,13 @@ WEIGHTS = ("0.1", "0.2", "1", "2")  # beside 0.5
 
 
 def all_runs() -> list[Run]:
-    """Bases first."""
+    """Those first that others start from."""
     runs = [run for seed in SEEDS for task in SYNTHETIC for run in _of_task(task, seed, METHODS)]
-    runs += _of_task("smollm", SEEDS[0], ("grpo", "grpo_div", "poly_epo", "mixture"))
+    runs += _of_task("smollm", SEEDS[0], ("grpo", "poly_epo", "settled"))
     return sorted([*runs, *_variants()], key=lambda run: run.method != BASE)
 
 
 def quick_runs() -> list[Run]:
     """One seed, and the methods that matter most."""
-    runs = [run for task in SYNTHETIC for run in _of_task(task, SEEDS[0], ("grpo", "poly_epo", "mixture"))]
+    runs = [run for task in SYNTHETIC for run in _of_task(task, SEEDS[0], ("grpo", "poly_epo", "settled"))]
     return sorted(runs, key=lambda run: run.method != BASE)
