@@ -96,10 +96,14 @@ def _variants() -> Iterator[Run]:
         **{f"poly_epo {k} sets drawn": (f"{advantage}num_sets", k) for k in ("4", "16")},
         "poly_epo with the indicator": (f"{objective}require_distinct", "True"),
         "poly_epo with four updates a batch": ("--algorithm.mini_batch_size", "8"),
+        "settled without a premium": (f"{objective}weights", "1", "0"),
+        "settled with twice the premium": (f"{objective}weights", "0.8", "0.2"),
     }
     for name, change in changes.items():
-        config = f"configs/polynomial/{name.partition(' ')[0]}.py"
-        yield Run("polynomial", name, SEEDS[0], config, (*_longer("polynomial"), *change), ("validation",))
+        method = name.partition(" ")[0]
+        start, steps = ("poly_epo", ()) if method == "settled" else (BASE, _longer("polynomial"))
+        config = f"configs/polynomial/{method}.py"
+        yield Run("polynomial", name, SEEDS[0], config, (*steps, *change), ("validation",), start=start)
 
 
 WEIGHTS = ("0.1", "0.2", "1", "2")  # beside 0.5
