@@ -89,7 +89,9 @@ def paired_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int], bas
     for method, runs in methods.items():
         if method == base:
             continue
-        differences = [estimate(runs, f"pass_at_k/{k}", methods[base]) for k in ks]
+        seeds = {run.seed for run in runs}
+        others = [run for run in methods[base] if run.seed in seeds]
+        differences = [estimate(runs, f"pass_at_k/{k}", others) for k in ks]
         cells = [f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})" for d in differences]
         rows.append([LABELS[method], *cells])
     return table(["", *(f"k = {k}" for k in ks)], rows)

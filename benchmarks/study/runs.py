@@ -15,7 +15,7 @@ SEEDS = (11, 12, 13)
 
 def file_name(method: str) -> str:
     """A method's name without characters that are a nuisance in paths."""
-    return method.replace(" = ", "").replace(",", "").replace(" ", "_")
+    return method.replace(" = ", "").replace(",", "").replace(" ", "_").replace("λ", "lambda_")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,9 @@ def _variants() -> Iterator[Run]:
         **{f"poly_epo {k} sets drawn": (f"{advantage}num_sets", k) for k in ("4", "16")},
         "poly_epo with the indicator": (f"{objective}require_distinct", "True"),
         "poly_epo with four updates a batch": ("--algorithm.mini_batch_size", "8"),
-        "settled without a premium": (f"{objective}weights", "1", "0"),
-        "settled with twice the premium": (f"{objective}weights", "0.8", "0.2"),
+        "settled λ = 0": (f"{objective}weights", "1", "0"),
+        "settled λ = 0.1": (f"{objective}weights", "0.9", "0.1"),
+        "settled λ = 0.2": (f"{objective}weights", "0.8", "0.2"),
     }
     for name, change in changes.items():
         method = name.partition(" ")[0]
