@@ -97,7 +97,7 @@ def _variants() -> Iterator[Run]:
         "poly_epo with the indicator": (f"{objective}require_distinct", "True"),
         "poly_epo with four updates a batch": ("--algorithm.mini_batch_size", "8"),
         "settled λ = 0": (f"{objective}weights", "1", "0"),
-        "settled λ = 0.1": (f"{objective}weights", "0.9", "0.1"),
+        "settled λ = 0.05": (f"{objective}weights", "0.95", "0.05"),
         "settled λ = 0.2": (f"{objective}weights", "0.8", "0.2"),
     }
     for name, change in changes.items():

@@ -16,7 +16,7 @@ NUM_STEPS = 150
 
 def get_config() -> Config:
     config = load(Path(__file__).with_name("poly_epo.py"), Config)
-    advantage = SetAdvantage(Sum((MeanReward(set_size=6), DistinctCorrect(set_size=6)), weights=(0.85, 0.15)))
+    advantage = SetAdvantage(Sum((MeanReward(set_size=6), DistinctCorrect(set_size=6)), weights=(0.88, 0.12)))
     return dataclasses.replace(
         config,
         init=InitConfig(run_dir="runs/polynomial/poly_epo"),
