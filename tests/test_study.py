@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -112,3 +113,12 @@ def test_what_is_done_is_skipped_and_what_fails_is_tried_again(tmp_path, capsys)
     for method in methods[:2]:
         assert (tmp_path / "polynomial" / method / "seed1" / "ran").read_text() == "."
     assert {result.method for result in results.load(tmp_path / "results")} == {"poly_epo", BASE}
+
+
+def test_the_page_says_what_the_files_hold(tmp_path):
+    """Written again from docs/results, it is what stands there."""
+    page.write(results.load(page.ROOT / "docs" / "results"), tmp_path)
+    for name in ("results.md", "results/summary.json"):
+        assert (tmp_path / name).read_text() == (page.ROOT / "docs" / name).read_text(), (
+            f"docs/{name} is not what docs/results gives: run {sys.executable} -m benchmarks.study.page"
+        )

@@ -5,7 +5,6 @@ Everything follows from docs/results/TASK/*.json, so that tables and figures can
 
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,4 +168,4 @@ def write(found: Sequence[Result], docs: Path) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(print(f"wrote {write(results.load(ROOT / 'docs' / 'results'), ROOT / 'docs')}"))
+    print(f"wrote {write(results.load(ROOT / 'docs' / 'results'), ROOT / 'docs')}")
