@@ -92,16 +92,19 @@ def make_all(wanted: Sequence[Run], runs: Path, folder: Path) -> list[Run]:
             first = next((jobs[other] for other in jobs if run.starts_from(other)), None)
             jobs[run] = pool.submit(make, run, first, runs, folder, cores)
         run_of = {job: run for run, job in jobs.items()}
-        for job in concurrent.futures.as_completed(run_of):
-            run, num_done = run_of[job], num_done + 1
-            what = f"{run.task}, {run.method}, seed {run.seed}"
-            minutes = (time.monotonic() - began) / 60
-            if (error := job.exception()) is not None:
-                failed.append(run)
-                log = run.directory(runs).with_suffix(".log")
-                print(f"[{num_done}/{len(todo)}] {what}: FAILED, see {log}: {error}", file=sys.stderr, flush=True)
-            else:
-                print(f"[{num_done}/{len(todo)}] {what}: done, {minutes:.0f} min", flush=True)
+        try:
+            for job in concurrent.futures.as_completed(run_of):
+                run, num_done = run_of[job], num_done + 1
+                what = f"[{num_done}/{len(todo)}] {run.task}, {run.method}, seed {run.seed}"
+                if (error := job.exception()) is not None:
+                    failed.append(run)
+                    log = run.directory(runs).with_suffix(".log")
+                    print(f"{what}: FAILED, see {log}: {error}", file=sys.stderr, flush=True)
+                else:
+                    print(f"{what}: done, {(time.monotonic() - began) / 60:.0f} min", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # else leaving begins all others first
+            raise
     return failed
 
 
@@ -120,7 +123,11 @@ def main() -> int:
         if made.returncode:
             print("the runs of SmolLM2 are left out: its model could not be made (above)", file=sys.stderr)
             impossible = [run for run in wanted if run.task == "smollm"]
-    failed = impossible + make_all([run for run in wanted if run not in impossible], runs, folder)
+    try:
+        failed = impossible + make_all([run for run in wanted if run not in impossible], runs, folder)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
     out = page.write(results.load(folder), runs / "page" if options.quick else ROOT / "docs")
     print(f"wrote {out}")
     if failed:

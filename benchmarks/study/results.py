@@ -93,7 +93,7 @@ def read_run(directory: Path, run: Run, split: str, evaluation_seconds: float) -
         distinct_correct=tuple(round(row["distinct_correct"]) for row in problems),
         mean_length=round(summary["mean_length"], 3),
         means={name: {k: round(value, 5) for k, value in summary[name].items()} for name in MEANS},
-        curves={"step": [row["step"] for row in at_evaluations]}
+        curves={"step": [run.earlier_steps + row["step"] for row in at_evaluations]}
         | {name: [round(row[f"eval/{name}"], 4) for row in at_evaluations] for name in CURVES},
         train_pass_at_1=round(statistics.fmean(rewards), 4) if rewards else None,
     )

@@ -2,7 +2,7 @@
 
 python -m polyepo_jax.train --config configs/smollm/settled.py
 
-Needs runs/smollm/poly_epo, at its end. As ../polynomial/settled.py; docs/results.md has what it reaches.
+Needs runs/smollm/poly_epo, at its end. As ../polynomial/settled.py; `make results` measures what it reaches.
 """
 
 import dataclasses
