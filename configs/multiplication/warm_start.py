@@ -18,9 +18,9 @@ def get_config() -> SFTConfig:
         polynomials,
         task=task,
         model=dataclasses.replace(polynomials.model, vocab_size=task.tokenizer.vocab_size),
-        max_steps=1500,
+        max_steps=2500,
         save_interval_steps=500,
         max_completion_length=53,
         micro_batch_size=64,
-        optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=60, decay_steps=1500),
+        optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=60, decay_steps=2500),
     )
