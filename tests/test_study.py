@@ -2,13 +2,16 @@
 
 import dataclasses
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
 
+from benchmarks.study import __main__ as study
 from benchmarks.study import page, results
 from benchmarks.study.__main__ import make_all
-from benchmarks.study.runs import BASE, Run, all_runs, quick_runs
+from benchmarks.study.runs import BASE, STEPS, Run, all_runs, quick_runs
 from polyepo_jax.config import Config, SFTConfig, load
 from polyepo_jax.config.files import override
 from polyepo_jax.evaluation import summarize
@@ -112,3 +115,35 @@ def test_what_is_done_is_skipped_and_what_fails_is_tried_again(tmp_path, capsys)
     for method in methods[:2]:
         assert (tmp_path / "polynomial" / method / "seed1" / "ran").read_text() == "."
     assert {result.method for result in results.load(tmp_path / "results")} == {"poly_epo", BASE}
+
+
+def test_who_interrupts_does_not_begin_the_others(tmp_path, monkeypatch):
+    write_run(tmp_path / "made", np.random.default_rng(0))
+    runs = [Pretended("polynomial", "poly_epo", seed, "config") for seed in range(6)]
+    core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {core}, raising=False)
+
+    def interrupted(text, **_):
+        if text.startswith("[1/6]"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "print", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        make_all(runs, tmp_path, tmp_path / "results")
+    assert 1 <= len(results.load(tmp_path / "results")) < 6
+
+
+def test_steps_are_counted_from_the_first_run_on(tmp_path):
+    write_run(tmp_path / "run", np.random.default_rng(0))
+    settled = next(run for run in all_runs() if run.method == "settled" and run.task == "polynomial")
+    result = results.read_run(tmp_path / "run", settled, "test", 1)
+    assert (result.steps, result.curves["step"]) == (STEPS["polynomial"] + 40, [STEPS["polynomial"] + 20])
+
+
+def test_the_page_says_what_the_files_hold(tmp_path):
+    """Written again from docs/results, it is what stands there."""
+    page.write(results.load(page.ROOT / "docs" / "results"), tmp_path)
+    for name in ("results.md", "results/summary.json"):
+        assert (tmp_path / name).read_text() == (page.ROOT / "docs" / name).read_text(), (
+            f"docs/{name} is not what docs/results gives: run {sys.executable} -m benchmarks.study.page"
+        )

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.study import page, results
-from benchmarks.study.runs import BASE, TASKS, Run, all_runs, quick_runs
+from benchmarks.study.runs import TASKS, Run, all_runs, quick_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,12 +48,17 @@ def is_done(run: Run, folder: Path) -> bool:
     return all(results.path_of(folder, run, split).exists() for split in run.splits)
 
 
-def make(run: Run, runs: Path, folder: Path, cores: Cores) -> None:
+def make(run: Run, first: concurrent.futures.Future | None, runs: Path, folder: Path, cores: Cores) -> None:
     """Trains and evaluates the run, and keeps its results; what it prints goes to a file beside its directory.
 
+    Args:
+      first: of the run that this one starts from, if it is being made.
+
     Raises:
-      subprocess.CalledProcessError: a command failed.
+      subprocess.CalledProcessError: a command failed, or one of the first run.
     """
+    if first is not None:
+        first.result()
     core = cores.take()
     directory = run.directory(runs)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -70,26 +75,36 @@ def make(run: Run, runs: Path, folder: Path, cores: Cores) -> None:
 
 
 def make_all(wanted: Sequence[Run], runs: Path, folder: Path) -> list[Run]:
-    """Makes the runs that are not done, those that others start from first; the ones that failed."""
+    """Makes the runs that are not done, in their order; the ones that failed.
+
+    Args:
+      wanted: those that others start from before them, so that what is waited for is always being made.
+    """
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = Cores(list(available))
     failed: list[Run] = []
     began, num_done = time.monotonic(), 0
     todo = [run for run in wanted if not is_done(run, folder)]
     print(f"{len(wanted)} runs, {len(wanted) - len(todo)} of them done before, {len(cores.free)} at a time", flush=True)
-    for stage in ([r for r in todo if r.method == BASE], [r for r in todo if r.method != BASE]):
-        with concurrent.futures.ThreadPoolExecutor(len(cores.free)) as pool:
-            jobs = {pool.submit(make, run, runs, folder, cores): run for run in stage}
-            for job in concurrent.futures.as_completed(jobs):
-                run, num_done = jobs[job], num_done + 1
-                what = f"{run.task}, {run.method}, seed {run.seed}"
-                minutes = (time.monotonic() - began) / 60
+    with concurrent.futures.ThreadPoolExecutor(len(cores.free)) as pool:
+        jobs: dict[Run, concurrent.futures.Future] = {}
+        for run in todo:
+            first = next((jobs[other] for other in jobs if run.starts_from(other)), None)
+            jobs[run] = pool.submit(make, run, first, runs, folder, cores)
+        run_of = {job: run for run, job in jobs.items()}
+        try:
+            for job in concurrent.futures.as_completed(run_of):
+                run, num_done = run_of[job], num_done + 1
+                what = f"[{num_done}/{len(todo)}] {run.task}, {run.method}, seed {run.seed}"
                 if (error := job.exception()) is not None:
                     failed.append(run)
                     log = run.directory(runs).with_suffix(".log")
-                    print(f"[{num_done}/{len(todo)}] {what}: FAILED, see {log}: {error}", file=sys.stderr, flush=True)
+                    print(f"{what}: FAILED, see {log}: {error}", file=sys.stderr, flush=True)
                 else:
-                    print(f"[{num_done}/{len(todo)}] {what}: done, {minutes:.0f} min", flush=True)
+                    print(f"{what}: done, {(time.monotonic() - began) / 60:.0f} min", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # else leaving begins all others first
+            raise
     return failed
 
 
@@ -108,7 +123,11 @@ def main() -> int:
         if made.returncode:
             print("the runs of SmolLM2 are left out: its model could not be made (above)", file=sys.stderr)
             impossible = [run for run in wanted if run.task == "smollm"]
-    failed = impossible + make_all([run for run in wanted if run not in impossible], runs, folder)
+    try:
+        failed = impossible + make_all([run for run in wanted if run not in impossible], runs, folder)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        return 130
     out = page.write(results.load(folder), runs / "page" if options.quick else ROOT / "docs")
     print(f"wrote {out}")
     if failed:

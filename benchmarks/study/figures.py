@@ -17,6 +17,7 @@ LABELS = {
     "grpo": "GRPO",
     "grpo_div": "GRPO+DIV",
     "poly_epo": "Poly-EPO",
+    "settled": "settled",
     "mixture": "mixture",
     "pass_at_n": "pass@n",
     "distinct_correct": "DistinctCorrect",
@@ -34,7 +35,8 @@ STYLES = {
         ("GRPO", "#d55e00", "s"),
         ("GRPO+DIV", "#008060", "D"),
         ("Poly-EPO", "#0072b2", "^"),
-        ("mixture", "#332288", "X"),
+        ("settled", "#332288", "X"),
+        ("mixture", "#2a9db5", "p"),
         ("pass@n", "#aa3377", "v"),
         ("DistinctCorrect", "#8a6d00", "P"),
     )
@@ -80,13 +82,13 @@ def frontier(tasks: Mapping[str, ByMethod]) -> Picture:
     return Picture("results_frontier", "pass@1 against distinct correct answers, held out", caption, figure)
 
 
-def coverage(methods: ByMethod, name: str = "pass_at_k") -> Picture:
+def coverage(methods: ByMethod) -> Picture:
     """pass@k and majority@k on the hard split."""
     figure = canvas.new_figure(len(methods), 2 * canvas.WIDTH)
     any_result = next(iter(methods.values()))[0]
     ks = powers_of(any_result)
     passes = [
-        _line(LABELS[m], {k: estimate(r, f"{name}/{k}") for k in ks}, any_result.num_samples / 2)
+        _line(LABELS[m], {k: estimate(r, f"pass_at_k/{k}") for k in ks}, any_result.num_samples / 2)
         for m, r in methods.items()
     ]
     _over_k(figure, 0, "pass@k", "some of k samples is correct; bands: 95 % over problems", passes)
@@ -109,10 +111,9 @@ def _learning(results: Sequence[Result], name: str) -> dict[int, Estimate]:
     }
 
 
-def learning(tasks: Mapping[str, ByMethod]) -> Picture:
+def learning(task: str, methods: ByMethod) -> Picture:
     """Distinct correct answers and pass@1 while training, on the validation split."""
     figure = canvas.new_figure(len(LABELS), 2 * canvas.WIDTH)
-    ((task, methods),) = tasks.items()
     trained = {method: results for method, results in methods.items() if results[0].curves["step"]}
     for column, (name, title) in enumerate((("distinct_correct", "Distinct correct answers"), ("pass_at_1", "pass@1"))):
         drawn = [_line(LABELS[method], _learning(results, name)) for method, results in trained.items()]
@@ -134,9 +135,4 @@ def pictures(tasks: Mapping[str, ByMethod]) -> list[Picture]:
     drawn = [frontier(tasks)]
     if "polynomial_hard" in tasks:
         drawn.append(coverage(tasks["polynomial_hard"]))
-    return drawn + [learning({task: methods}) for task, methods in tasks.items()]
-
-
-def png(picture: Picture) -> bytes:
-    """The file's bytes."""
-    return canvas.png_bytes(picture)
+    return drawn + [learning(task, methods) for task, methods in tasks.items()]

@@ -5,7 +5,6 @@ Everything follows from docs/results/TASK/*.json, so that tables and figures can
 
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import jinja2
 from benchmarks.study import figures, results
 from benchmarks.study.figures import LABELS
 from benchmarks.study.results import Estimate, Result, estimate
-from benchmarks.study.runs import SEEDS, STEPS, TASKS
+from benchmarks.study.runs import BASE, SEEDS, STEPS, TASKS
+from polyepo_jax.reports.figures.canvas import png_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +70,7 @@ def by_task(found: Sequence[Result]) -> dict[str, dict[str, list[Result]]]:
 
 
 def main_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int], hidden: Sequence[int] = ()) -> str:
-    """pass@k, distinct correct answers and their ratio to GRPO's, with intervals and each seed's numbers."""
+    """pass@k and distinct correct answers with intervals, and each seed's numbers."""
     num_samples = next(iter(methods.values()))[0].num_samples
     heading = ["", *(f"pass@{k}" for k in ks), *(f"hidden@{k}" for k in hidden)]
     heading += [f"distinct correct of {num_samples}", "seeds: pass@1", "seeds: distinct correct"]
@@ -83,20 +83,22 @@ def main_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int], hidde
     return table(heading, rows)
 
 
-def paired_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int], base: str = "base") -> str:
-    """pass@k minus that of `base`, problem by problem, in points."""
+def paired_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int]) -> str:
+    """pass@k minus the base's, problem by problem, in points."""
     rows = []
     for method, runs in methods.items():
-        if method == base:
+        if method == BASE:
             continue
-        differences = [estimate(runs, f"pass_at_k/{k}", methods[base]) for k in ks]
+        seeds = {run.seed for run in runs}
+        others = [run for run in methods[BASE] if run.seed in seeds]
+        differences = [estimate(runs, f"pass_at_k/{k}", others) for k in ks]
         cells = [f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})" for d in differences]
         rows.append([LABELS[method], *cells])
     return table(["", *(f"k = {k}" for k in ks)], rows)
 
 
 def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]) -> str:
-    """pass@k where all samples of a problem together have so many tokens; beside it k and the tokens of a sample."""
+    """pass@k where all samples of a problem together have so many tokens, and the tokens of a sample."""
     rows = []
     for method, runs in methods.items():
         length = statistics.fmean(run.mean_length for run in runs)
@@ -108,20 +110,15 @@ def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]
     return table(["", "tokens of a sample", *(f"{budget:,} tokens" for budget in budgets)], rows)
 
 
-def variants_table(found: Sequence[Result], names: Sequence[str], labels: Mapping[str, str]) -> str:
-    """Runs on the validation split, one setting each."""
+def variants_table(found: Sequence[Result], method: str) -> str:
+    """A method as it is and with one setting changed, on the validation split; empty where there are no such runs."""
     rows = []
-    for name in names:
-        runs = [r for r in found if r.method == name and r.split == "validation"]
-        if runs:
-            cells = [_share(estimate(runs, "pass_at_k/1")), _number(estimate(runs, "distinct_correct"))]
-            rows.append([labels.get(name, name), *cells, f"{statistics.fmean(r.seconds for r in runs):.0f}"])
-    return table(["", "pass@1", "distinct correct", "seconds"], rows)
-
-
-def _ratio(methods: Mapping[str, Sequence[Result]], method: str, to: str) -> float:
-    """Of distinct correct answers."""
-    return estimate(methods[method], "distinct_correct").value / estimate(methods[to], "distinct_correct").value
+    for result in sorted(found, key=lambda result: result.method):
+        name, _, change = result.method.partition(" ")
+        if name == method and result.split == "validation":
+            cells = [_share(estimate([result], "pass_at_k/1")), _number(estimate([result], "distinct_correct"))]
+            rows.append([change or "unchanged", *cells])
+    return table(["", "pass@1", "distinct correct of 64"], rows) if len(rows) > 1 else ""
 
 
 def markdown(found: Sequence[Result]) -> str:
@@ -135,16 +132,12 @@ def markdown(found: Sequence[Result]) -> str:
         autoescape=False,  # Markdown
     )
     tasks = by_task(found)
-    functions = {
-        f.__name__.lstrip("_"): f
-        for f in (main_table, paired_table, budget_table, variants_table, estimate, _share, _number, _ratio)
-    }
+    functions = {f.__name__: f for f in (main_table, paired_table, budget_table, variants_table)}
     runs = {(r.task, r.method, r.seed): r.seconds for r in found}  # some were evaluated on two splits
     return environment.get_template("results.md.j2").render(
         **functions,
         found=found,
         tasks=tasks,
-        labels=LABELS,
         num_runs=len(runs),
         runs_hours=sum(runs.values()) / 3600,
         steps=STEPS.get,
@@ -153,18 +146,19 @@ def markdown(found: Sequence[Result]) -> str:
 
 
 def write(found: Sequence[Result], docs: Path) -> Path:
-    """Writes results.md, results/ and the figures below `docs`; the page's path."""
+    """Writes results/ below `docs`, and of all that it then holds results.md and the figures; the page's path."""
     for result in found:
         results.save(result, docs / "results")
+    found = results.load(docs / "results")  # those of tasks that were left out this time, too
     lines = ",\n".join(json.dumps(entry) for entry in summary(found))
     (docs / "results" / "summary.json").write_text(f"[\n{lines}\n]\n")
     (docs / "images").mkdir(exist_ok=True)
     for picture in figures.pictures(by_task(found)):
-        (docs / "images" / f"{picture.name}.png").write_bytes(figures.png(picture))
+        (docs / "images" / f"{picture.name}.png").write_bytes(png_bytes(picture))
     path = docs / "results.md"
     path.write_text(markdown(found))
     return path
 
 
 if __name__ == "__main__":
-    sys.exit(print(f"wrote {write(results.load(ROOT / 'docs' / 'results'), ROOT / 'docs')}"))
+    print(f"wrote {write([], ROOT / 'docs')}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.study.runs import Run
+from benchmarks.study.runs import Run, file_name
 from polyepo_jax.evaluation.problems import any_of, powers_of_two
 from polyepo_jax.intervals import bootstrap
 
@@ -23,7 +23,8 @@ MEANS = ("majority_at_k", "vote_share_at_k")
 class Result:
     """A run on one split.
 
-    config, overrides: the file and the command line that say all settings of the run. steps: that it trained.
+    config, overrides: the file and the command line that say all settings of the run. steps: that it trained, those
+    of the run that it starts from included.
     seconds: of training, on one core, evaluations and saving left out. evaluation_seconds: of the command that ended
     the evaluation, its start and compilations included; None where it was not timed.
     num_correct, num_hidden, distinct_correct: of each problem's num_samples samples; num_hidden is None where the task
@@ -83,7 +84,7 @@ def read_run(directory: Path, run: Run, split: str, evaluation_seconds: float) -
         split=split,
         config=run.config,
         overrides=run.overrides,
-        steps=evaluated["checkpoint_step"],
+        steps=run.earlier_steps + evaluated["checkpoint_step"],
         seconds=round(sum(row["time/step_s"] for row in steps if row.get("time/step_s"))),
         evaluation_seconds=round(evaluation_seconds, 1),
         num_samples=num_samples,
@@ -92,7 +93,7 @@ def read_run(directory: Path, run: Run, split: str, evaluation_seconds: float) -
         distinct_correct=tuple(round(row["distinct_correct"]) for row in problems),
         mean_length=round(summary["mean_length"], 3),
         means={name: {k: round(value, 5) for k, value in summary[name].items()} for name in MEANS},
-        curves={"step": [row["step"] for row in at_evaluations]}
+        curves={"step": [run.earlier_steps + row["step"] for row in at_evaluations]}
         | {name: [round(row[f"eval/{name}"], 4) for row in at_evaluations] for name in CURVES},
         train_pass_at_1=round(statistics.fmean(rewards), 4) if rewards else None,
     )
@@ -100,7 +101,7 @@ def read_run(directory: Path, run: Run, split: str, evaluation_seconds: float) -
 
 def path_of(folder: Path, run: Run | Result, split: str) -> Path:
     """Of the file that holds the result, whether it is there or not."""
-    return folder / run.task / f"{run.method}-seed{run.seed}-{split}.json"
+    return folder / run.task / f"{file_name(run.method)}-seed{run.seed}-{split}.json"
 
 
 def save(result: Result, folder: Path) -> None:

@@ -2,8 +2,8 @@
 
 python -m polyepo_jax.train --config configs/smollm/grpo.py
 
-Needs runs/smollm/warm_start. A step takes as long as there at first, and little more than its samples do once most
-groups are all right. On validation after 20 steps, one run: pass@1 0.99, 11.8 distinct correct answers in 32.
+Needs runs/smollm/warm_start. On validation, one run: pass@1 0.66, which is all that can be had without knowing what is
+a multiple of 3, after 20 steps; then 8.7 distinct correct answers in 64, after 60 steps 6.8.
 """
 
 import dataclasses

@@ -3,8 +3,8 @@
 python -m polyepo_jax.train --config configs/smollm/poly_epo.py
 
 Needs runs/smollm/warm_start. A step takes 15 s of one CPU core that is not shared, 1.4 s to sample 64 answers and the
-rest to update; 6 GB of memory. The baselines beside it change the advantage and nothing else. Not run to its end yet:
-no expected score.
+rest to update; 6 GB of memory. The baselines beside it change the advantage and nothing else. `make results` measures
+what it reaches.
 """
 
 from pathlib import Path

@@ -18,6 +18,9 @@ LEFT_OUT = " [...] "
 LEAST_ROW_BYTES = 512
 # As many digits as a step's number, or that of a text's characters, may have.
 _LARGEST = 10**9
+# Of pairs of surrogates, which are no characters alone.
+_FIRST_HALVES = "".join(map(chr, range(0xD800, 0xDC00)))
+_SECOND_HALVES = "".join(map(chr, range(0xDC00, 0xE000)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +75,7 @@ class Excerpt(NamedTuple):
         head, tail = (self.head, self.head) if self.is_whole else (self.head, self.tail)
         head = head[: _fitting(lambda count: head[:count], len(head), room)]
         tail = tail[len(tail) - _fitting(lambda count: tail[len(tail) - count :], len(tail), room) :]
-        # Halves of a pair of surrogates are no character alone.
-        head = head[:-1] if "\ud800" <= head[-1:] <= "\udbff" else head
-        tail = tail[1:] if "\udc00" <= tail[:1] <= "\udfff" else tail
-        return Excerpt(head, tail, self.characters)
+        return Excerpt(head.rstrip(_FIRST_HALVES), tail.lstrip(_SECOND_HALVES), self.characters)
 
 
 def _num_bytes(text: str) -> int:
