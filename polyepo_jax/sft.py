@@ -44,7 +44,8 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
     """
     update = update_spec(config)
     with Session(config, directory, update, resume_command, SHOWN, profile) as session:
-        for step, prompts in session.steps():
+        for step in session.steps():
+            prompts = session.next_prompts()
             rng = np.random.default_rng([config.seed, step])
             try:
                 batch = demonstration_batch(config.task, prompts, config.max_completion_length, rng)

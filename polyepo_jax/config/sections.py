@@ -176,6 +176,9 @@ class AlgorithmConfig:
       max_prompt_batches: where groups lack signal (every advantage 0), draw up to so many batches of prompts in a
         step, until prompts_per_step groups carry some (dynamic sampling, DAPO, arXiv:2503.14476); 1 draws one, and
         trains on it as it is. Groups that are surplus or without signal are dropped and counted.
+      staleness: k: rollouts of a step are sampled before the updates of the k steps before it, so that a judge has k
+        steps' time for them (docs/judges.md). The loss goes by what the sampler said; `loss.importance_cap` weighs by
+        how far the policy has gone since. 0 samples, grades and updates one after the other.
     """
 
     advantage: Any = SetAdvantage(Polychromic())
@@ -186,10 +189,17 @@ class AlgorithmConfig:
     micro_batch_size: int | None = None
     skip_zero_advantage: bool | None = None
     max_prompt_batches: int = 1
+    staleness: int = 0
 
     def __post_init__(self):
         _check_number(self, "num_iterations", 1)
         _check_number(self, "max_prompt_batches", 1)
+        _check_number(self, "staleness", 0)
+        if self.staleness and self.max_prompt_batches > 1:
+            raise ValueError(
+                f"staleness ({self.staleness}) needs max_prompt_batches = 1, got {self.max_prompt_batches}: which "
+                "prompts dynamic sampling draws next depends on grades that are not there yet"
+            )
         for name in ("mini_batch_size", "micro_batch_size"):
             if getattr(self, name) is not None:
                 _check_number(self, name, 1)
@@ -325,6 +335,11 @@ class Config(RunConfig):
         check = getattr(self.algorithm.advantage, "check", None)
         if check is not None:
             check(self.num_generations)
+        if self.algorithm.staleness >= self.max_steps:
+            raise ValueError(
+                f"algorithm.staleness ({self.algorithm.staleness}) must be less than max_steps ({self.max_steps}): all "
+                "rollouts would be sampled before the first update"
+            )
         prompts = self.algorithm.mini_batch_size or self.prompts_per_step
         if self.prompts_per_step % prompts:
             raise ValueError(

@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params, update_rows
-from polyepo_jax.config.static_arguments import keeps_reference, update_spec
+from polyepo_jax.config.static_arguments import keeps_reference, rollouts_on, update_spec
 from polyepo_jax.model import ModelConfig, logical_axes, split
 from polyepo_jax.model.attention import KEPT_LENGTH, query_blocks
 from polyepo_jax.planning.hardware import Chip
@@ -51,6 +51,7 @@ class Memory:
     weights: parameters, trained or frozen, and a reference policy's. optimizer: moments.
     gradients: of a mini-batch, and of a micro-batch beside them.
     cache: keys and values. copies: weights in the compute dtype, as long as they are gathered. activations: the rest.
+    in_flight: rollouts that were sampled ahead.
     """
 
     weights: int
@@ -59,6 +60,7 @@ class Memory:
     cache: int = 0
     copies: int = 0
     activations: int = 0
+    in_flight: int = 0
 
     @property
     def total(self) -> int:
@@ -182,12 +184,14 @@ def shape_of(config: Config, sizes: tuple[int, int, int], platform: str) -> Shap
 
 @dataclasses.dataclass(frozen=True)
 class StateBytes:
-    """Bytes of a device, exact: parameters that are trained, that are frozen, of a reference policy; moments."""
+    """Bytes of a device, exact: parameters that are trained, that are frozen, of a reference policy; moments; rollouts
+    that were sampled ahead, for which the parameters that sampled them need not be kept."""
 
     trained: int
     frozen: int
     reference: int
     optimizer: int
+    in_flight: int = 0
 
     @property
     def own(self) -> int:
@@ -207,7 +211,12 @@ def state_bytes(config: Config, sizes: tuple[int, int, int]) -> StateBytes:
     model = dataclasses.replace(spec.model, remat="none", attention="auto")
     plain = dataclasses.replace(spec, model=model, mini_batch_rows=None, micro_batch_rows=None)
     trained, frozen, optimizer = _state_bytes(plain, sizes)
-    return StateBytes(trained, frozen, trained if keeps_reference(config) else 0, optimizer)
+    in_flight = 0
+    if config.algorithm.staleness:
+        mesh: Any = AbstractMesh(sizes, AXES)
+        rollouts = rollouts_on(config, mesh)
+        in_flight = config.algorithm.staleness * shard_bytes(rollouts, jax.tree.map(lambda x: x.sharding, rollouts))
+    return StateBytes(trained, frozen, trained if keeps_reference(config) else 0, optimizer, in_flight)
 
 
 @functools.lru_cache(maxsize=256)
@@ -263,6 +272,7 @@ def update_memory(config: Config, shape: Shape) -> Memory:
         gradients=accumulated,
         copies=int(converted + table * size * gathered),
         activations=int(kept + output + 3 * scored * model.hidden_size * size + batch),
+        in_flight=state.in_flight,
     )
     at_layers = Memory(
         weights=state.weights,
@@ -270,6 +280,7 @@ def update_memory(config: Config, shape: Shape) -> Memory:
         gradients=accumulated + state.trained,
         copies=int(converted + 2 * shape.layer_weights / t * size * gathered),
         activations=int(kept + _differentiated_layer(shape, bins, size_of_bin) + batch),
+        in_flight=state.in_flight,
     )
     return max(at_output, at_layers, key=lambda memory: memory.total)
 

@@ -105,6 +105,7 @@ def rollout_memory(config: Config, shape: Shape) -> Memory:
         cache=cache_bytes(config, shape),
         copies=int(copies),
         activations=int(max(prefill, decode, grown) + results),
+        in_flight=state.in_flight,
     )
 
 

@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 
+from polyepo_jax.config import Config
 from polyepo_jax.config.files import to_json
 from polyepo_jax.config.meshes import abstract_params
-from polyepo_jax.config.static_arguments import keeps_reference
+from polyepo_jax.config.static_arguments import keeps_reference, rollouts_on
 from polyepo_jax.errors import InputError, warn_on_stderr
 from polyepo_jax.model import split
 from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import run_directory
-from polyepo_jax.runs.checkpoints import CheckpointError, Checkpoints
+from polyepo_jax.runs.checkpoints import IN_FLIGHT, CheckpointError, Checkpoints
 from polyepo_jax.runs.initial import (
     FINGERPRINT,
     INIT_STEP,
@@ -27,7 +28,26 @@ from polyepo_jax.runs.initial import (
 )
 from polyepo_jax.runs.metric_writers import read_lines
 from polyepo_jax.runs.preparation import Prepared
+from polyepo_jax.training.rollouts import Sampled
 from polyepo_jax.training.update import TrainState, UpdateSpec, init_state
+from polyepo_jax.types import Rollouts
+
+
+@dataclasses.dataclass(frozen=True)
+class ToCome:
+    """What a run goes on with after a step, beside its state.
+
+    position: of the data, before the prompts of what was sampled ahead; where nothing was, of the next step.
+    sampled: rollouts of the next steps, in their order.
+    """
+
+    position: Any
+    sampled: tuple[Sampled, ...]
+
+    @property
+    def rollouts(self) -> list[Rollouts]:
+        """Their arrays."""
+        return [each.rollouts for each in self.sampled]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +59,8 @@ class Restored:
     init_step: as of `Initial`.
     fingerprint: of what is frozen, or None.
     unevaluated: the metrics of the last step, where the evaluation after it was interrupted.
+    in_flight: rollouts that were sampled ahead, with what else `Sampled` says of them; the data stand before their
+      prompts.
     notes: lines for the user.
     """
 
@@ -48,6 +70,7 @@ class Restored:
     init_step: int | None
     fingerprint: str | None
     unevaluated: dict[str, float] | None
+    in_flight: tuple[tuple[Rollouts, int, dict[str, float]], ...]
     notes: tuple[str, ...]
 
 
@@ -67,7 +90,8 @@ def restore(
     abstract = jax.eval_shape(lambda: init_state(spec, split(abstract_params(config.model))[0]))
     try:
         warn = warn_on_stderr if processes.is_primary() else lambda line: None
-        found = checkpoints.restore_latest(abstract, shardings, warn)
+        rollouts = rollouts_on(config, prepared.mesh) if isinstance(config, Config) else ()
+        found = checkpoints.restore_latest(abstract, shardings, warn, rollouts)
     except CheckpointError as error:
         raise InputError(str(error)) from error
     if found is None:
@@ -77,8 +101,8 @@ def restore(
         make = jax.jit(init_state, static_argnums=0, out_shardings=shardings, donate_argnums=1)
         state = make(spec, jax.tree.map(lambda x: x.copy(), trained))
         reference = trained if keeps_reference(config) else ()
-        return Restored(state, frozen, reference, initial.step, fingerprint(initial.params), None, ())
-    state, meta = found
+        return Restored(state, frozen, reference, initial.step, fingerprint(initial.params), None, (), ())
+    state, meta, in_flight = found
     _check_same_run(prepared, meta)
     prepared.data.set_state(meta["data"])
     notes: tuple[str, ...] = ()
@@ -88,7 +112,9 @@ def restore(
     if unevaluated is not None and _has_metrics_of(prepared.directory, int(state.step)):
         unevaluated = None  # it was evaluated since
     frozen, reference = _started_from(prepared, spec, meta)
-    return Restored(state, frozen, reference, meta[INIT_STEP], meta.get(FINGERPRINT), unevaluated, notes)
+    said = [(each["num_steps"], each["times"]) for each in meta.get(IN_FLIGHT, ())]
+    ahead = tuple((arrays, *rest) for arrays, rest in zip(in_flight, said, strict=True))
+    return Restored(state, frozen, reference, meta[INIT_STEP], meta.get(FINGERPRINT), unevaluated, ahead, notes)
 
 
 def _started_from(prepared: Prepared, spec: UpdateSpec, meta: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -114,13 +140,18 @@ def _started_from(prepared: Prepared, spec: UpdateSpec, meta: Mapping[str, Any])
 
 
 def run_meta(
-    prepared: Prepared, init_step: int | None, frozen: str | None, unevaluated: dict[str, float] | None
+    prepared: Prepared,
+    to_come: ToCome,
+    init_step: int | None,
+    frozen: str | None,
+    unevaluated: dict[str, float] | None,
 ) -> dict[str, Any]:
     """What a checkpoint says of its run beside the state, for `restore` to go by.
 
     Args:
       init_step, frozen: as `init_step` and `fingerprint` of `Restored`. unevaluated: as there.
     """
+    in_flight = [{"num_steps": each.num_steps, "times": each.times} for each in to_come.sampled]
     return {
         "fingerprint": prepared.fingerprint,
         "prompts_fingerprint": prepared.prompts_fingerprint,
@@ -129,7 +160,8 @@ def run_meta(
         FINGERPRINT: frozen,
         "unevaluated": unevaluated,
         "machines": machines(),
-        "data": prepared.data.get_state(),
+        "data": to_come.position,
+        **({IN_FLIGHT: in_flight} if in_flight else {}),
         "config": to_json(prepared.config),
         "config_hash": run_directory.config_hash(prepared.config),
     }

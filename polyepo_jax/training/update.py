@@ -35,7 +35,7 @@ from polyepo_jax.sharding import (
     replicated,
 )
 from polyepo_jax.training.packing import Packed, folding, pack, permuted
-from polyepo_jax.training.update_numbers import combined, of_no_update, per_token, summary
+from polyepo_jax.training.update_numbers import combined, of_no_update, per_token, summary, weight_sums
 from polyepo_jax.types import Array, Batch
 
 
@@ -102,6 +102,7 @@ class UpdateSpec:
     max_logits: logits that a device holds at a time, at most, except that there are those of one position of its rows,
       and of half as many positions as a hidden state has components: with fewer, summing up the table's gradient takes
       longer than computing it. The default is 128 MiB of float32.
+    stale: an earlier policy sampled the batch: how unequally that weighs its tokens is among the numbers.
     """
 
     model: ModelConfig
@@ -115,6 +116,7 @@ class UpdateSpec:
     micro_batch_rows: int | None = None
     skip_zero_advantage: bool = False
     max_logits: int = 2**25
+    stale: bool = False
 
     @property
     def updates_once(self) -> bool:
@@ -246,6 +248,8 @@ def _sums(
     sums["tokens"] = jnp.sum(trained)
     sums["all_tokens"] = jnp.sum(packed.segments_RT != 0)
     sums["gap"] = jnp.sum(jnp.where(trained, jnp.abs(logprobs - sampler), 0))
+    if spec.stale:
+        sums |= weight_sums(logprobs, sampler, trained)
     return jnp.sum(losses * packed.weights_RT), sums
 
 
@@ -355,9 +359,10 @@ def train_step(
       The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, `learning_rate`, means over the updates, and
       `importance_capped_frac` where the loss has an importance cap; `ratio_mean` and `ratio_max` of the ratio that the
       loss clips, over tokens and updates; `sampler_gap`, the mean |trainer logprob - sampler logprob| before the first
-      update, nats (like `clip_frac` and the ratio's of the rows that were not skipped; NaN if all were); `tokens`, real
-      ones of prompts and completions that all updates went through; `nonfinite`, updates skipped, and
-      `nonfinite_in_a_row` of the new state.
+      update, nats (like `clip_frac` and the ratio's of the rows that were not skipped; NaN if all were), and where the
+      batch is stale `effective_sample_size`, as of `update_numbers`, of the same tokens; `tokens`, real ones of prompts
+      and completions that all updates went through; `nonfinite`, updates skipped, and `nonfinite_in_a_row` of the new
+      state.
     """
     num_rows = batch.tokens_BT.shape[0]
     num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)

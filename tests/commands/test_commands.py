@@ -38,12 +38,13 @@ import signal
 from polyepo_jax.runs.checkpoints import Checkpoints
 from polyepo_jax.runs.metric_writers import JsonLines
 from tests.commands.test_train import SignalsItself
-from polyepo_jax.config import InitConfig, LoRA
+from polyepo_jax.config import AlgorithmConfig, InitConfig, LoRA, Polychromic, SetAdvantage
 from tests.tiny import MODEL, rl_config
 
 def get_config():
     return rl_config(task=SignalsItself(marker={marker!r}, at={at}, number=signal.SIGKILL), save_interval_steps={every},
-                     eval_interval_steps=3, model=dataclasses.replace(MODEL, lora={lora}), init={init})
+                     eval_interval_steps=3, model=dataclasses.replace(MODEL, lora={lora}), init={init},
+                     algorithm=AlgorithmConfig(SetAdvantage(Polychromic(2)), staleness={staleness}))
 
 def die_before(cls, name, time=2):
     original = getattr(cls, name)
@@ -58,10 +59,10 @@ def die_before(cls, name, time=2):
 """
 
 
-def run_config(directory, name, *, at=-1, every=2, patch="", lora=None, init="InitConfig()"):
+def run_config(directory, name, *, at=-1, every=2, patch="", lora=None, init="InitConfig()", staleness=0):
     """Writes a config and runs it; the config dies where it is told to, once."""
     config = directory / f"{name}.py"
-    changes = {"at": at, "every": every, "patch": patch, "lora": lora, "init": init}
+    changes = {"at": at, "every": every, "patch": patch, "lora": lora, "init": init, "staleness": staleness}
     config.write_text(CONFIG.format(marker=str(directory / f"{name}.count"), **changes))
     return command_line("polyepo_jax.train", "--config", str(config), "--run-dir", str(directory / name))
 
@@ -103,6 +104,18 @@ def test_kill_9_and_the_same_command_give_the_undisturbed_run_of_adapters(tmp_pa
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     again = run_config(tmp_path, "run", at=18, every=1, **adapted)
     assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run", load(tmp_path / "run", Config))
+
+
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_kill_9_and_the_same_command_give_the_undisturbed_run_of_stale_rollouts(tmp_path, staleness):
+    undisturbed = run_config(tmp_path, "undisturbed", staleness=staleness)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed = run_config(tmp_path, "run", at=22, every=1, staleness=staleness)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run_config(tmp_path, "run", at=22, every=1, staleness=staleness)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stderr
     assert_same_run(tmp_path / "undisturbed", tmp_path / "run", load(tmp_path / "run", Config))
 
 
