@@ -25,7 +25,7 @@ from polyepo_jax.config import (
 )
 from polyepo_jax.train import train
 
-NUM_PROMPTS, NUM_STEPS, REPEATS, SHARE = 16, 10, 3, 0.8
+NUM_PROMPTS, NUM_STEPS, REPEATS, SHARE = 8, 8, 3, 0.8
 MODEL = ModelConfig(
     vocab_size=16,
     hidden_size=128,
@@ -58,7 +58,7 @@ class Pausing:
 
 
 def config_of(judge_s: float | None, staleness: int) -> Config:
-    """A run of which a step is sampling and update by about equal parts."""
+    """A run of a few small steps."""
     return Config(
         task=EvenLengths(),
         model=MODEL,
@@ -68,7 +68,7 @@ def config_of(judge_s: float | None, staleness: int) -> Config:
         max_prompt_length=6,
         max_completion_length=64,
         learning_rate=1e-4,
-        algorithm=AlgorithmConfig(advantage=GRPO(), num_iterations=2, staleness=staleness),
+        algorithm=AlgorithmConfig(advantage=GRPO(), staleness=staleness),
         judge=JudgeConfig(None if judge_s is None else Pausing(judge_s)),
         evaluation=EvaluationConfig(num_samples=1, num_validation_prompts=1),
         logging=LoggingConfig(tensorboard=False, samples_prompts=0),
