@@ -150,6 +150,23 @@ def test_the_reference_of_a_run_from_adapters_is_where_it_started(whole, tmp_pat
     assert_same_bits(params_of(tmp_path / "parts", further), params_of(tmp_path / "whole", further))
 
 
+@pytest.mark.slow
+def test_adapters_and_stale_rollouts_go_on_together(whole, tmp_path):
+    config, _ = whole
+    algorithm = dataclasses.replace(ALGORITHM, staleness=2)
+    config = dataclasses.replace(config, algorithm=algorithm, max_steps=5, max_to_keep=5)
+    train(config, tmp_path / "whole", "again")
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for step in (3, 4, 5):  # killed after step 2
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / str(step))
+    train(config, tmp_path / "parts", "again")
+    log = metrics_of(tmp_path / "whole")
+    assert metrics_of(tmp_path / "parts") == log
+    assert_same_bits(params_of(tmp_path / "parts", config), params_of(tmp_path / "whole", config))
+    assert [line["policy/staleness"] for line in log] == [0, 1, 2, 2, 2]
+    assert log[4]["kl/start"] > 0
+
+
 def test_adapters_are_exported_and_started_from(whole, tmp_path, capsys):
     config, home = whole
     params = params_of(home / "run", config)
