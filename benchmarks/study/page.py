@@ -5,14 +5,14 @@ Everything follows from docs/results/TASK/*.json, so that tables and figures can
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from benchmarks.study import figures, results
-from benchmarks.study.figures import LABELS
+from benchmarks.study.figures import LABELS, ByMethod
 from benchmarks.study.results import Estimate, Result, estimate
 from benchmarks.study.runs import BASE, SEEDS, STEPS, TASKS
 from polyepo_jax.reports.figures.canvas import png_bytes
@@ -98,7 +98,8 @@ def paired_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int]) -> 
 
 
 def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]) -> str:
-    """pass@k where all samples of a problem together have so many tokens, and the tokens of a sample."""
+    """pass@k where all samples of a problem together have so many tokens; the tokens of a sample; seconds that the
+    command took to draw and grade all samples, the fastest of the runs."""
     rows = []
     for method, runs in methods.items():
         length = statistics.fmean(run.mean_length for run in runs)
@@ -106,8 +107,10 @@ def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]
         for budget in budgets:
             k = min(max(1, int(budget / length)), runs[0].num_samples)
             cells.append(f"{100 * estimate(runs, f'pass_at_k/{k}').value:.1f}")
-        rows.append([LABELS[method], f"{length:.1f}", *cells])
-    return table(["", "tokens of a sample", *(f"{budget:,} tokens" for budget in budgets)], rows)
+        seconds = [run.evaluation_seconds for run in runs if run.evaluation_seconds is not None]
+        rows.append([LABELS[method], f"{length:.1f}", f"{min(seconds):.0f} s" if seconds else "", *cells])
+    heading = ["", "tokens of a sample", "time of all samples", *(f"{budget:,} tokens" for budget in budgets)]
+    return table(heading, rows)
 
 
 def variants_table(found: Sequence[Result], method: str) -> str:
@@ -119,6 +122,18 @@ def variants_table(found: Sequence[Result], method: str) -> str:
             cells = [_share(estimate([result], "pass_at_k/1")), _number(estimate([result], "distinct_correct"))]
             rows.append([change or "unchanged", *cells])
     return table(["", "pass@1", "distinct correct of 64"], rows) if len(rows) > 1 else ""
+
+
+def _mean_of(tasks: Mapping[str, ByMethod]) -> Callable[..., float]:
+    """What the template's sentences ask for numbers by."""
+
+    def mean(task: str, method: str, name: str, minus: str | None = None) -> float:
+        """Of a method's runs, `name` as of `Result.problems`; less another method's of the same seeds, if given."""
+        runs = tasks[task][method]
+        others = [run for run in tasks[task][minus] if run.seed in {r.seed for r in runs}] if minus else ()
+        return estimate(runs, name, others).value
+
+    return mean
 
 
 def markdown(found: Sequence[Result]) -> str:
