@@ -124,6 +124,23 @@ def variants_table(found: Sequence[Result], method: str) -> str:
     return table(["", "pass@1", "distinct correct of 64"], rows) if len(rows) > 1 else ""
 
 
+def along_training(found: Sequence[Result], task: str, suffix: str) -> str:
+    """Poly-EPO beside GRPO at evaluations of the validation split, in the runs whose methods end in the suffix; empty
+    where there are none."""
+    by_method = {r.method: r.curves for r in found if r.task == task and r.method.endswith(suffix)}
+    if not by_method:
+        return ""
+    grpo, poly_epo = by_method[f"grpo{suffix}"], by_method[f"poly_epo{suffix}"]
+    every = max(1, len(grpo["step"]) // 6)
+    rows = []
+    for i in range(every - 1, len(grpo["step"]), every):
+        distinct = grpo["distinct_correct"][i], poly_epo["distinct_correct"][i]
+        accurate = f"{100 * grpo['pass_at_1'][i]:.1f}, {100 * poly_epo['pass_at_1'][i]:.1f}"
+        ratio = f"{distinct[1] / distinct[0]:.1f}"
+        rows.append([f"{grpo['step'][i]:.0f}", accurate, f"{distinct[0]:.1f}, {distinct[1]:.1f}", ratio])
+    return table(["step", "pass@1: GRPO, Poly-EPO", "distinct correct: GRPO, Poly-EPO", "ratio"], rows)
+
+
 def _mean_of(tasks: Mapping[str, ByMethod]) -> Callable[..., float]:
     """What the template's sentences ask for numbers by."""
 
@@ -147,7 +164,7 @@ def markdown(found: Sequence[Result]) -> str:
         autoescape=False,  # Markdown
     )
     tasks = by_task(found)
-    functions = {f.__name__: f for f in (main_table, paired_table, budget_table, variants_table)}
+    functions = {f.__name__: f for f in (main_table, paired_table, budget_table, variants_table, along_training)}
     runs = {(r.task, r.method, r.seed): r.seconds for r in found}  # some were evaluated on two splits
     return environment.get_template("results.md.j2").render(
         **functions,
@@ -157,6 +174,7 @@ def markdown(found: Sequence[Result]) -> str:
         runs_hours=sum(runs.values()) / 3600,
         steps=STEPS.get,
         seeds=SEEDS,
+        mean=_mean_of(tasks),
     )
 
 

@@ -1,8 +1,9 @@
-"""Warm start on multiplication: a model of 0.43 M parameters that knows 24 ways to decompose a product of two numbers.
+"""Warm start on multiplication: a model of 0.64 M parameters that knows 24 ways to decompose a product of two numbers.
 
 python -m polyepo_jax.sft --config configs/multiplication/warm_start.py
 
-About 5 minutes on two CPU cores. Held out, one run: pass@1 0.30, pass@8 0.90, 7.0 distinct correct strategies in 64.
+About 11 minutes of one CPU core. Held out, three seeds: pass@1 0.34 to 0.36, pass@8 0.94, 7.7 to 8.1 distinct correct
+strategies in 64.
 """
 
 import dataclasses
