@@ -166,12 +166,13 @@ def markdown(found: Sequence[Result]) -> str:
     tasks = by_task(found)
     functions = {f.__name__: f for f in (main_table, paired_table, budget_table, variants_table, along_training)}
     runs = {(r.task, r.method, r.seed): r.seconds for r in found}  # some were evaluated on two splits
+    seconds = sum(runs.values()) + sum(r.evaluation_seconds or 0 for r in found)
     return environment.get_template("results.md.j2").render(
         **functions,
         found=found,
         tasks=tasks,
         num_runs=len(runs),
-        runs_hours=sum(runs.values()) / 3600,
+        hours=seconds / 3600,
         steps=STEPS.get,
         seeds=SEEDS,
         mean=_mean_of(tasks),
