@@ -1,8 +1,10 @@
 """The study: its list of runs, what is kept of a run, and pages that say what the files hold."""
 
 import dataclasses
+import itertools
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -147,3 +149,29 @@ def test_the_page_says_what_the_files_hold(tmp_path):
         assert (tmp_path / name).read_text() == (page.ROOT / "docs" / name).read_text(), (
             f"docs/{name} is not what docs/results gives: run {sys.executable} -m benchmarks.study.page"
         )
+
+
+def table_rows(text, title):
+    """The first table below a title, by the first word of its rows: numbers of its cells, the first of each."""
+    lines = iter(text[text.index(title) :].splitlines())
+    rows = list(
+        itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(lambda x: x[:1] != "|", lines))
+    )
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return cells[0], {cell[0].split()[0]: [re.findall(r"[\d.]+", text)[:1] for text in cell[1:]] for cell in cells[2:]}
+
+
+@pytest.mark.parametrize(
+    ("in_readme", "title", "columns"),
+    [
+        ("### Over seeds", "\n## Polynomials", ["pass@1", "distinct correct of 64"]),
+        ("**Where coverage decides.**", "\n## Hard polynomials", ["pass@1", "pass@8", "pass@64", "pass@128"]),
+    ],
+)
+def test_the_readme_shows_what_the_page_says(in_readme, title, columns):
+    _, shown = table_rows((page.ROOT / "README.md").read_text(), in_readme)
+    heading, rows = table_rows((page.ROOT / "docs" / "results.md").read_text(), title)
+    places = [heading.index(column) - 1 for column in columns]
+    assert len(shown) == 4
+    for method, numbers in shown.items():
+        assert numbers[: len(columns)] == [rows[method][place] for place in places]
