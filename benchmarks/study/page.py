@@ -126,9 +126,9 @@ def variants_table(found: Sequence[Result], method: str) -> str:
 
 def along_training(found: Sequence[Result], task: str, suffix: str) -> str:
     """Poly-EPO beside GRPO at evaluations of the validation split, in the runs whose methods end in the suffix; empty
-    where there are none."""
+    where they are not both there."""
     by_method = {r.method: r.curves for r in found if r.task == task and r.method.endswith(suffix)}
-    if not by_method:
+    if len(by_method) < 2:
         return ""
     grpo, poly_epo = by_method[f"grpo{suffix}"], by_method[f"poly_epo{suffix}"]
     every = max(1, len(grpo["step"]) // 6)
