@@ -1,8 +1,10 @@
 """The study: its list of runs, what is kept of a run, and pages that say what the files hold."""
 
 import dataclasses
+import itertools
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -140,6 +142,35 @@ def test_steps_are_counted_from_the_first_run_on(tmp_path):
     assert (result.steps, result.curves["step"]) == (STEPS["polynomial"] + 40, [STEPS["polynomial"] + 20])
 
 
+def test_tables_by_hand(tmp_path):
+    write_run(tmp_path / "run", np.random.default_rng(0))
+    result = results.read_run(tmp_path / "run", RUN, "test", 7.4)
+
+    def of(method, **fields):
+        return dataclasses.replace(result, method=method, **fields)
+
+    def curves(pass_at_1, distinct_correct):
+        return {"step": [20.0, 40.0], "pass_at_1": pass_at_1, "distinct_correct": distinct_correct}
+
+    grpo = of("grpo, longer", curves=curves([0.5, 0.75], [4.0, 2.0]))
+    poly_epo = of("poly_epo, longer", curves=curves([0.4, 0.6], [6.0, 7.0]))
+    found = [poly_epo, grpo, result]
+    rows = page.along_training(found, RUN.task, ", longer").splitlines()[2:]
+    assert rows == ["| 20 | 50.0, 40.0 | 4.0, 6.0 | 1.5 |", "| 40 | 75.0, 60.0 | 2.0, 7.0 | 3.5 |"]
+    assert page.along_training(found[1:], RUN.task, ", longer") == ""
+
+    # Samples have 10 tokens: 25 tokens are two of them, and no more than all eight can be had.
+    both = [
+        of("base", mean_length=10.0, num_correct=(4, 0), evaluation_seconds=7.4),
+        of("base", mean_length=10.0, num_correct=(4, 0), evaluation_seconds=None, seed=4),
+    ]
+    [row] = page.budget_table({"base": both}, [25, 1000]).splitlines()[2:]
+    two_of_eight = (
+        100 * (1 - (4 * 3) / (8 * 7)) / 2
+    )  # none of two among the four that are right, and a problem with none
+    assert row == f"| base | 10.0 | 7 s | {two_of_eight:.1f} | 50.0 |"
+
+
 def test_the_page_says_what_the_files_hold(tmp_path):
     """Written again from docs/results, it is what stands there."""
     page.write(results.load(page.ROOT / "docs" / "results"), tmp_path)
@@ -147,3 +178,29 @@ def test_the_page_says_what_the_files_hold(tmp_path):
         assert (tmp_path / name).read_text() == (page.ROOT / "docs" / name).read_text(), (
             f"docs/{name} is not what docs/results gives: run {sys.executable} -m benchmarks.study.page"
         )
+
+
+def table_rows(text, title):
+    """The first table below a title, by the first word of its rows: numbers of its cells, the first of each."""
+    lines = iter(text[text.index(title) :].splitlines())
+    rows = list(
+        itertools.takewhile(lambda line: line.startswith("|"), itertools.dropwhile(lambda x: x[:1] != "|", lines))
+    )
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return cells[0], {cell[0].split()[0]: [re.findall(r"[\d.]+", text)[:1] for text in cell[1:]] for cell in cells[2:]}
+
+
+@pytest.mark.parametrize(
+    ("in_readme", "title", "columns"),
+    [
+        ("### Over seeds", "\n## Polynomials", ["pass@1", "distinct correct of 64"]),
+        ("**Where coverage decides.**", "\n## Hard polynomials", ["pass@1", "pass@8", "pass@64", "pass@128"]),
+    ],
+)
+def test_the_readme_shows_what_the_page_says(in_readme, title, columns):
+    _, shown = table_rows((page.ROOT / "README.md").read_text(), in_readme)
+    heading, rows = table_rows((page.ROOT / "docs" / "results.md").read_text(), title)
+    places = [heading.index(column) - 1 for column in columns]
+    assert len(shown) == 4
+    for method, numbers in shown.items():
+        assert numbers[: len(columns)] == [rows[method][place] for place in places]

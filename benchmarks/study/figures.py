@@ -62,11 +62,14 @@ def _over_k(figure: Figure, column: int, title: str, subtitle: str, drawn: Seque
 
 def frontier(tasks: Mapping[str, ByMethod]) -> Picture:
     """pass@1 against distinct correct answers, a panel for each task, every seed a point of its own."""
-    figure = canvas.new_figure(len(LABELS), canvas.WIDTH * len(tasks))
-    for column, (task, methods) in enumerate(tasks.items()):
+    num_rows = math.ceil(len(tasks) / 2)
+    figure = canvas.new_figure(len(LABELS), canvas.WIDTH * min(len(tasks), 2), num_rows)
+    for index, (task, methods) in enumerate(tasks.items()):
         samples = next(iter(methods.values()))[0].num_samples
         subtitle = f"distinct correct answers of {samples}"
-        ax = canvas.add_panel(figure, TITLES[task], subtitle, "pass@1", [LABELS[m] for m in methods], column)
+        labels = [LABELS[method] for method in methods]
+        place = {"column": index % 2, "row": index // 2, "num_rows": num_rows}
+        ax = canvas.add_panel(figure, TITLES[task], subtitle, "pass@1", labels, **place)
         heights = {}
         for method, results in methods.items():
             style = STYLES[LABELS[method]]

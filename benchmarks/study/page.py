@@ -5,14 +5,14 @@ Everything follows from docs/results/TASK/*.json, so that tables and figures can
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from benchmarks.study import figures, results
-from benchmarks.study.figures import LABELS
+from benchmarks.study.figures import LABELS, ByMethod
 from benchmarks.study.results import Estimate, Result, estimate
 from benchmarks.study.runs import BASE, SEEDS, STEPS, TASKS
 from polyepo_jax.reports.figures.canvas import png_bytes
@@ -98,7 +98,8 @@ def paired_table(methods: Mapping[str, Sequence[Result]], ks: Sequence[int]) -> 
 
 
 def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]) -> str:
-    """pass@k where all samples of a problem together have so many tokens, and the tokens of a sample."""
+    """pass@k where all samples of a problem together have so many tokens; the tokens of a sample; seconds that the
+    command took to draw and grade all samples, the fastest of the runs."""
     rows = []
     for method, runs in methods.items():
         length = statistics.fmean(run.mean_length for run in runs)
@@ -106,8 +107,10 @@ def budget_table(methods: Mapping[str, Sequence[Result]], budgets: Sequence[int]
         for budget in budgets:
             k = min(max(1, int(budget / length)), runs[0].num_samples)
             cells.append(f"{100 * estimate(runs, f'pass_at_k/{k}').value:.1f}")
-        rows.append([LABELS[method], f"{length:.1f}", *cells])
-    return table(["", "tokens of a sample", *(f"{budget:,} tokens" for budget in budgets)], rows)
+        seconds = [run.evaluation_seconds for run in runs if run.evaluation_seconds is not None]
+        rows.append([LABELS[method], f"{length:.1f}", f"{min(seconds):.0f} s" if seconds else "", *cells])
+    heading = ["", "tokens of a sample", "time of all samples", *(f"{budget:,} tokens" for budget in budgets)]
+    return table(heading, rows)
 
 
 def variants_table(found: Sequence[Result], method: str) -> str:
@@ -121,6 +124,35 @@ def variants_table(found: Sequence[Result], method: str) -> str:
     return table(["", "pass@1", "distinct correct of 64"], rows) if len(rows) > 1 else ""
 
 
+def along_training(found: Sequence[Result], task: str, suffix: str) -> str:
+    """Poly-EPO beside GRPO at evaluations of the validation split, in the runs whose methods end in the suffix; empty
+    where they are not both there."""
+    by_method = {r.method: r.curves for r in found if r.task == task and r.method.endswith(suffix)}
+    if len(by_method) < 2:
+        return ""
+    grpo, poly_epo = by_method[f"grpo{suffix}"], by_method[f"poly_epo{suffix}"]
+    every = max(1, len(grpo["step"]) // 6)
+    rows = []
+    for i in range(every - 1, len(grpo["step"]), every):
+        distinct = grpo["distinct_correct"][i], poly_epo["distinct_correct"][i]
+        accurate = f"{100 * grpo['pass_at_1'][i]:.1f}, {100 * poly_epo['pass_at_1'][i]:.1f}"
+        ratio = f"{distinct[1] / distinct[0]:.1f}"
+        rows.append([f"{grpo['step'][i]:.0f}", accurate, f"{distinct[0]:.1f}, {distinct[1]:.1f}", ratio])
+    return table(["step", "pass@1: GRPO, Poly-EPO", "distinct correct: GRPO, Poly-EPO", "ratio"], rows)
+
+
+def _mean_of(tasks: Mapping[str, ByMethod]) -> Callable[..., float]:
+    """What the template's sentences ask for numbers by."""
+
+    def mean(task: str, method: str, name: str, minus: str | None = None) -> float:
+        """Of a method's runs, `name` as of `Result.problems`; less another method's of the same seeds, if given."""
+        runs = tasks[task][method]
+        others = [run for run in tasks[task][minus] if run.seed in {r.seed for r in runs}] if minus else ()
+        return estimate(runs, name, others).value
+
+    return mean
+
+
 def markdown(found: Sequence[Result]) -> str:
     """The page; its template calls the functions above."""
     environment = jinja2.Environment(
@@ -132,16 +164,18 @@ def markdown(found: Sequence[Result]) -> str:
         autoescape=False,  # Markdown
     )
     tasks = by_task(found)
-    functions = {f.__name__: f for f in (main_table, paired_table, budget_table, variants_table)}
+    functions = {f.__name__: f for f in (main_table, paired_table, budget_table, variants_table, along_training)}
     runs = {(r.task, r.method, r.seed): r.seconds for r in found}  # some were evaluated on two splits
+    seconds = sum(runs.values()) + sum(r.evaluation_seconds or 0 for r in found)
     return environment.get_template("results.md.j2").render(
         **functions,
         found=found,
         tasks=tasks,
         num_runs=len(runs),
-        runs_hours=sum(runs.values()) / 3600,
+        hours=seconds / 3600,
         steps=STEPS.get,
         seeds=SEEDS,
+        mean=_mean_of(tasks),
     )
 
 

@@ -2,8 +2,8 @@
 
 python -m polyepo_jax.train --config configs/multiplication/grpo.py
 
-Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.60, pass@8 0.94,
-3.6 distinct correct strategies in 64.
+Needs runs/multiplication/warm_start. About 5 minutes of one CPU core. Held out, three seeds: pass@1 0.71 to 0.76,
+3.3 to 3.5 distinct correct strategies in 64.
 """
 
 import dataclasses

@@ -2,8 +2,8 @@
 
 python -m polyepo_jax.train --config configs/multiplication/grpo_div.py
 
-Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.56, pass@8 0.97,
-6.7 distinct correct strategies in 64.
+Needs runs/multiplication/warm_start. About 6 minutes of one CPU core. Held out, three seeds: pass@1 0.65 to 0.69,
+8.3 to 9.1 distinct correct strategies in 64.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 python -m polyepo_jax.train --config configs/multiplication/mixture.py
 
-Needs runs/multiplication/warm_start. All else is as in poly_epo.py. `make results` measures what it reaches.
+Needs runs/multiplication/warm_start. All else is as in poly_epo.py. Not run: no expected score.
 """
 
 import dataclasses

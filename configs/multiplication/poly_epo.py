@@ -2,8 +2,8 @@
 
 python -m polyepo_jax.train --config configs/multiplication/poly_epo.py
 
-Needs runs/multiplication/warm_start. About two minutes on two CPU cores. Held out, one run: pass@1 0.54, pass@8 0.97,
-7.8 distinct correct strategies in 64. The baselines beside it change the advantage and nothing else.
+Needs runs/multiplication/warm_start. About 6 minutes of one CPU core. Held out, three seeds: pass@1 0.62 to 0.66, 9.9
+to 11.0 distinct correct strategies in 64. The baselines beside it change the advantage and nothing else.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ def get_config() -> Config:
         task=warm_start.task,
         model=warm_start.model,
         init=InitConfig(run_dir="runs/multiplication/warm_start"),
-        max_steps=150,
+        max_steps=300,
         eval_interval_steps=25,
         max_completion_length=warm_start.max_completion_length,
     )

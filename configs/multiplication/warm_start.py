@@ -1,8 +1,9 @@
-"""Warm start on multiplication: a model of 0.43 M parameters that knows 24 ways to decompose a product of two numbers.
+"""Warm start on multiplication: a model of 0.64 M parameters that knows 24 ways to decompose a product of two numbers.
 
 python -m polyepo_jax.sft --config configs/multiplication/warm_start.py
 
-About 5 minutes on two CPU cores. Held out, one run: pass@1 0.30, pass@8 0.90, 7.0 distinct correct strategies in 64.
+About 11 minutes of one CPU core. Held out, three seeds: pass@1 0.34 to 0.36, pass@8 0.94, 7.7 to 8.1 distinct correct
+strategies in 64.
 """
 
 import dataclasses
@@ -17,10 +18,11 @@ def get_config() -> SFTConfig:
     return dataclasses.replace(
         polynomials,
         task=task,
-        model=dataclasses.replace(polynomials.model, vocab_size=task.tokenizer.vocab_size),
-        max_steps=2500,
+        # With two layers sums that carry are learned late, and with some seeds not at all.
+        model=dataclasses.replace(polynomials.model, vocab_size=task.tokenizer.vocab_size, num_hidden_layers=3),
+        max_steps=1500,
         save_interval_steps=500,
         max_completion_length=53,
         micro_batch_size=64,
-        optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=60, decay_steps=2500),
+        optimizer=OptimizerConfig(b2=0.98, weight_decay=0.01, warmup_steps=60, decay_steps=1500),
     )

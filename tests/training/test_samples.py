@@ -42,6 +42,7 @@ def test_a_text_is_cut_no_more_than_it_has_to_be(text, num_bytes):
     assert not is_character_cut(cut.head, cut.tail)
     assert all("\ud800" <= character <= "\udbff" for character in halves[0].removeprefix(cut.head))
     assert all("\udc00" <= character <= "\udfff" for character in halves[1].removesuffix(cut.tail))
+    assert (cut.head, cut.tail) == halves or is_character_cut(*halves)
 
 
 @given(TEXTS, st.integers(20, 300), st.integers(20, 300))

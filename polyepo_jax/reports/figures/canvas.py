@@ -55,9 +55,9 @@ def text_width(text: str, points: float, weight: str = "normal") -> float:
     return width / 72
 
 
-def new_figure(num_labels: int, width: float = WIDTH) -> Figure:
-    """Of so many inches; higher where there are too many lines to name them in the usual height."""
-    height = max(HEIGHT, _BOTTOM + _TOP + num_labels * LABEL_POINTS / 72)
+def new_figure(num_labels: int, width: float = WIDTH, num_rows: int = 1) -> Figure:
+    """Of so many inches and rows of panels; higher where there are too many lines to name them in the usual height."""
+    height = num_rows * max(HEIGHT, _BOTTOM + _TOP + num_labels * LABEL_POINTS / 72)
     return Figure(figsize=(width, height), dpi=_DPI, facecolor=palette.PAPER)
 
 
@@ -69,8 +69,10 @@ def add_panel(
     labels: Sequence[str] = (),
     column: int = 0,
     left: float = _LEFT,
+    row: int = 0,
+    num_rows: int = 1,
 ) -> Axes:
-    """Axes in the figure's column of that number, with room at their right for the labels of lines.
+    """Axes in the figure's column and row of these numbers, with room at their right for the labels of lines.
 
     Args:
       title, subtitle: what is shown, and its unit.
@@ -78,19 +80,25 @@ def add_panel(
     """
     width, height = figure.get_size_inches()
     start, bottom = column * WIDTH, _BOTTOM if xlabel else 0.28
+    floor, ceiling = height * (1 - (row + 1) / num_rows), height * (1 - row / num_rows)
     right = 0.17 + max((text_width(short(label), _LABEL, "bold") for label in labels), default=0.0)
     ax = figure.add_axes(
-        ((start + left) / width, bottom / height, (WIDTH - left - right) / width, (height - bottom - _TOP) / height)
+        (
+            (start + left) / width,
+            (floor + bottom) / height,
+            (WIDTH - left - right) / width,
+            (ceiling - floor - bottom - _TOP) / height,
+        )
     )
     x = start / width
     for text, inches, size, color, weight in (
         (title, 0.19, _TITLE, palette.INK, "bold"),
         (subtitle, 0.385, _TEXT, palette.MUTED, "normal"),
     ):
-        figure.text(
-            x, 1 - inches / height, text, fontsize=size, color=color, fontweight=weight, va="baseline", parse_math=False
-        )
-    figure.text((start + left) / width, 0.06 / height, xlabel, fontsize=_TEXT, color=palette.MUTED, parse_math=False)
+        y = (ceiling - inches) / height
+        figure.text(x, y, text, fontsize=size, color=color, fontweight=weight, va="baseline", parse_math=False)
+    x, y = (start + left) / width, (floor + 0.06) / height
+    figure.text(x, y, xlabel, fontsize=_TEXT, color=palette.MUTED, parse_math=False)
     ax.tick_params(colors=palette.MUTED, labelsize=_TEXT, length=0, pad=4)
     ax.grid(axis="y", color=palette.GRID, linewidth=0.8)
     ax.set_axisbelow(True)
