@@ -43,15 +43,16 @@ def hasty():
 def children() -> set[int]:
     """Worker processes of this one, those included of which nobody has taken the exit status."""
     found = set()
-    for status in Path("/proc").glob("[0-9]*/status"):
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        process = Path("/proc", name)
         try:
-            text = status.read_text()
-            line = (status.parent / "cmdline").read_bytes()
-        except OSError:
+            text = (process / "status").read_text()
+            line = (process / "cmdline").read_bytes()
+        except OSError:  # it ended meanwhile; Path.glob would raise ProcessLookupError here
             continue
         is_worker = b"polyepo_jax.rewards.worker" in line or "State:\tZ" in text
         if f"PPid:\t{os.getpid()}\n" in text and is_worker:
-            found.add(int(status.parent.name))
+            found.add(int(name))
     return found
 
 
