@@ -19,6 +19,7 @@ from polyepo_jax.model.decoding import unstacked as unstacked
 from polyepo_jax.model.hf import copy_companions as copy_companions
 from polyepo_jax.model.hf import load_adapters as load_adapters
 from polyepo_jax.model.hf import load_hf as load_hf
+from polyepo_jax.model.hf import read_lora as read_lora
 from polyepo_jax.model.hf import save_adapters as save_adapters
 from polyepo_jax.model.hf import save_hf as save_hf
 from polyepo_jax.model.logits import output_params as output_params

@@ -209,9 +209,31 @@ def test_evaluation_of_adapters_is_that_of_merged_weights(whole, tmp_path, capsy
     convert.main(["hf-export", str(home / "run"), "--out", str(tmp_path / "merged"), "--merged"])
     options = ["--config", str(home / "run" / "config.json"), "--out", str(tmp_path / "out"), "--num-prompts", "4"]
     evaluate.main(["--model", str(tmp_path / "merged"), *options])
-    ours, theirs = ((tmp_path / name / "eval_samples.jsonl").read_text() for name in ("run", "out"))
-    assert ours == theirs
+    convert.main(["hf-export", str(home / "run"), "--out", str(tmp_path / "adapters")])
+    options[3] = str(tmp_path / "out2")
+    evaluate.main(["--model", str(home / "model"), "--adapter", str(tmp_path / "adapters"), *options])
+    options[3] = str(tmp_path / "bare")
+    evaluate.main(["--model", str(home / "model"), *options])
+    names = "run", "out", "out2", "bare"
+    ours, *others, bare = ((tmp_path / name / "eval_samples.jsonl").read_text() for name in names)
+    assert others == [ours, ours]
+    assert bare != ours
     assert len(ours.splitlines()) == 4 * 4
+
+
+def test_adapters_that_cannot_be_evaluated_are_refused(whole, tmp_path):
+    _, home = whole
+    model = ["--model", str(home / "model"), "--adapter", str(tmp_path)]
+    options = [*model, "--config", str(home / "run" / "config.json"), "--out", str(tmp_path / "out")]
+    with pytest.raises(InputError, match=r"--adapter: .*adapter_config.json"):
+        evaluate.main(options)
+    with pytest.raises(InputError, match="--run-dir brings its own model"):
+        evaluate.main(["--run-dir", str(home / "run"), "--adapter", str(tmp_path)])
+    settings = {"peft_type": "LORA", "r": 99, "lora_alpha": 1, "target_modules": ["k_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"--adapter: model.lora.rank must be at most .* got 99 for k_proj"):
+        evaluate.main(options)
+    assert not (tmp_path / "out" / "eval.json").exists()
 
 
 def test_a_rank_is_overridden_on_the_command_line():

@@ -49,11 +49,15 @@ _NOT_IMPLEMENTED = (
 _CHANGE_THE_MODEL = ("corda", "loftq", "lora_ga", "olora", "pissa")
 
 
-def _read_lora(path: Path) -> LoRA:
-    """What adapter_config.json says of the adapters; raises ValueError, naming the key, where that is not implemented.
+def read_lora(directory: str | Path) -> LoRA:
+    """What a directory in PEFT's format says of its adapters.
 
     Targets that it does not list one by one are taken for all.
+
+    Raises:
+      ValueError: naming the file, and the key that is not implemented or not what it should be.
     """
+    path = Path(directory) / _CONFIG
     raw = read_json(path)
     if raw.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type {raw.get('peft_type')!r} is not implemented, only 'LORA'")
@@ -104,7 +108,7 @@ def load_adapters(directory: str | Path, config: ModelConfig, mesh: Mesh | None 
     """
     directory = Path(directory)
     assert config.lora is not None
-    _check_same(directory / _CONFIG, _read_lora(directory / _CONFIG), config.lora)
+    _check_same(directory / _CONFIG, read_lora(directory), config.lora)
     path = directory / _WEIGHTS
     if not path.is_file():
         raise ValueError(
