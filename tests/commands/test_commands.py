@@ -37,7 +37,7 @@ import pathlib
 import signal
 from polyepo_jax.runs.checkpoints import Checkpoints
 from polyepo_jax.runs.metric_writers import JsonLines
-from tests.commands.test_train import SignalsItself
+from tests.tiny import SignalsItself
 from polyepo_jax.config import AlgorithmConfig, InitConfig, LoRA, Polychromic, SetAdvantage
 from tests.tiny import MODEL, rl_config
 

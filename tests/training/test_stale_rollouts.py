@@ -30,8 +30,8 @@ from polyepo_jax.training.batch import flatten
 from polyepo_jax.training.data import prompt_dataset
 from polyepo_jax.training.update import init_state, state_shardings, train_step
 from polyepo_jax.types import Grades
-from tests.commands.test_train import SignalsItself, assert_same_run, params_of, run
-from tests.tiny import MODEL, EasyPolynomial, metrics_of, rl_config
+from tests.commands.test_train import assert_same_run, params_of, run
+from tests.tiny import MODEL, EasyPolynomial, SignalsItself, metrics_of, rl_config
 
 
 def stale_config(staleness, **changes):
