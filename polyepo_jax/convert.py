@@ -94,7 +94,7 @@ class HfExport:
                 if not companions.is_dir():
                     raise InputError(f"the run's tokenizer was in {companions}, which is gone: give --companions")
             params, step = load_params(source, run, mesh_to_sample(run), self.step)
-            config, params = merged(config, params)
+            config, params = merged(config, params, self.dtype)
             out = self.out or source / "hf" / str(step)
         _export(out, config, params, self.dtype, companions)
 
@@ -116,6 +116,8 @@ class HfExport:
         except ValueError as error:
             raise InputError(str(error)) from error
         print(f"{out}: adapters to the model that {self.source} started from")
+        if run.init.model_dir is None:
+            print(f"(that is a run: `hf-export {run.init.run_dir}` makes a directory of it, to go with them)")
 
 
 def _export(out: Path, config: ModelConfig, params: Any, dtype: Any, companions: Path | None) -> None:

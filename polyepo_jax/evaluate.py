@@ -172,7 +172,12 @@ def main(arguments: Sequence[str]) -> None:
     if options.model is None:
         params, step = load_params(job.directory, job.config, job.mesh, options.checkpoint_step)
     else:
-        params = make_initial(job.config, job.mesh).params
+        try:
+            params = make_initial(job.config, job.mesh).params
+        except InputError as error:
+            if options.adapter is None:
+                raise
+            raise InputError(f"--model and --adapter: {error}") from error
     stem = "eval" if options.split == "test" else "eval_validation"
     try:
         summaries = _evaluate(job, params, step, stem)

@@ -108,7 +108,7 @@ def update_on(
         start_params, frozen = session.reference_params, session.frozen
         numbers["start_kl"] = kl_to_start(spec, session.state.params, start_params, rows, frozen)
     if passes:
-        session.state, stats = pass_step(session.state)
+        session.state, stats = pass_step(spec, session.state)
     else:
         reference_params = session.reference_params if spec.loss.needs_reference else ()
         session.state, stats = train_step(spec, session.state, rows, reference_params, session.frozen)

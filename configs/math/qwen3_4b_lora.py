@@ -6,7 +6,7 @@ python -m polyepo_jax.train --config configs/math/qwen3_4b_lora.py
 Needs models/Qwen3-4B-Base, the problems, and a judge's server, all as said in qwen3_4b_polaris.py. Differs from it by
 adapters of rank 16 and a learning rate of ten times as much, as adapters take; by 32 prompts a step in one update, for
 one device; and by rollouts that are sampled a step ahead, so that the judge is not waited for. Mesh and slots are for a
-GPU of 80 GB; 8 TPU v5e chips take --mesh.tensor 4 --sampling.max-rows 128. docs/one_device.md has its plans. Not run at
+GPU of 80 GB; 8 TPU v5e chips take --mesh.tensor 4 --sampling.max-rows 64. docs/one_device.md has its plans. Not run at
 full size yet: no expected score.
 """
 
@@ -26,7 +26,6 @@ def get_config() -> Config:
         sampling=dataclasses.replace(config.sampling, max_rows=32),
         algorithm=dataclasses.replace(
             config.algorithm,
-            loss=dataclasses.replace(config.algorithm.loss, importance_cap=2.0),
             mini_batch_size=None,
             staleness=1,
         ),

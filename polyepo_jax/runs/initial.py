@@ -24,8 +24,9 @@ from polyepo_jax.runs import model_directory, run_directory
 from polyepo_jax.runs.checkpoints import CheckpointError, Checkpoints
 from polyepo_jax.sharding import Mesh, param_shardings
 
-# What the checkpoint of a run with adapters says of the rest, and where it is found.
-FINGERPRINT, INIT_STEP = "frozen", "init_step"
+# What the checkpoint of a run with adapters says of what it has started from.
+FROZEN, FIRST_ADAPTERS = "frozen", "first_adapters"
+INIT_STEP = "init_step"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,26 @@ def with_adapters(config: RunConfig, mesh: Mesh, start: Any) -> Any:
     if config.model.lora is None or _has_adapters(start):
         return start
     return joined(_first_adapters(config, mesh, start), start)
+
+
+def with_the_same_adapters(config: RunConfig, mesh: Mesh, start: Any, meta: Mapping[str, Any]) -> Any:
+    """`with_adapters`, for a run that goes on.
+
+    Args:
+      meta: what a checkpoint of the run says of it.
+
+    Raises:
+      InputError: init.adapter_dir has others than when the run began.
+    """
+    params = with_adapters(config, mesh, start)
+    found, wanted = checksum(split(params)[0]), meta.get(FIRST_ADAPTERS)
+    if found != wanted:
+        place = config.init.adapter_dir or config.init.run_dir or "the seed"
+        raise InputError(
+            f"the run has started from adapters with the fingerprint {wanted}, and those of {place} have {found}: "
+            "bring the former back"
+        )
+    return params
 
 
 def _has_adapters(params: Any) -> bool:
@@ -128,9 +149,12 @@ def _first_adapters(config: RunConfig, mesh: Mesh, frozen: Any) -> Any:
     return make(stream(config.seed, "init"))
 
 
-def fingerprint(params: Any) -> str | None:
-    """Of what is frozen, for the run's checkpoints; None where nothing is."""
-    return checksum(split(params)[1]) if _has_adapters(params) else None
+def fingerprints(params: Any) -> dict[str, str]:
+    """Of what a run with adapters starts from, for its checkpoints; none of a run without."""
+    if not _has_adapters(params):
+        return {}
+    adapters, frozen = split(params)
+    return {FROZEN: checksum(frozen), FIRST_ADAPTERS: checksum(adapters)}
 
 
 def adapters_fingerprint(frozen: Any) -> str:
@@ -161,8 +185,7 @@ def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None
     checkpoints = Checkpoints(object_storage.home(directory), read_only=True)
     try:
         warn = warn_on_stderr if processes.is_primary() else lambda line: None
-        params, found = checkpoints.restore_params(abstract, shardings, warn, step)
-        meta = checkpoints.meta(found) if config.model.lora is not None else {}
+        params, meta, found = checkpoints.restore_params(abstract, shardings, warn, step)
     except CheckpointError as error:
         raise InputError(str(error)) from error
     finally:
@@ -196,7 +219,7 @@ def start_again(where: str, config: RunConfig, mesh: Mesh, meta: Mapping[str, An
             f"{where} holds adapters alone, and needs the model that they were trained for, of {place}: {error}; bring "
             "it back to where it was"
         ) from error
-    found, wanted = checksum(frozen_of(start)), meta.get(FINGERPRINT)
+    found, wanted = checksum(frozen_of(start)), meta.get(FROZEN)
     if found != wanted:
         raise InputError(
             f"{where} has adapters to a model with the fingerprint {wanted}, and that of {place} has {found}: bring "

@@ -17,14 +17,15 @@ from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import run_directory
 from polyepo_jax.runs.checkpoints import IN_FLIGHT, CheckpointError, Checkpoints
 from polyepo_jax.runs.initial import (
-    FINGERPRINT,
+    FIRST_ADAPTERS,
+    FROZEN,
     INIT_STEP,
     Initial,
-    fingerprint,
+    fingerprints,
     frozen_of,
     make_initial,
     start_again,
-    with_adapters,
+    with_the_same_adapters,
 )
 from polyepo_jax.runs.metric_writers import read_lines
 from polyepo_jax.runs.preparation import Prepared
@@ -57,7 +58,7 @@ class Restored:
     frozen: the parameters that are not trained, or ().
     reference_params: those of the initial policy that are trained, if they are kept, else ().
     init_step: as of `Initial`.
-    fingerprint: of what is frozen, or None.
+    fingerprints: as of `initial.fingerprints`.
     unevaluated: the metrics of the last step, where the evaluation after it was interrupted.
     in_flight: rollouts that were sampled ahead, with what else `Sampled` says of them; the data stand before their
       prompts.
@@ -68,7 +69,7 @@ class Restored:
     frozen: Any
     reference_params: Any
     init_step: int | None
-    fingerprint: str | None
+    fingerprints: dict[str, str]
     unevaluated: dict[str, float] | None
     in_flight: tuple[tuple[Rollouts, int, dict[str, float]], ...]
     notes: tuple[str, ...]
@@ -101,7 +102,7 @@ def restore(
         make = jax.jit(init_state, static_argnums=0, out_shardings=shardings, donate_argnums=1)
         state = make(spec, jax.tree.map(lambda x: x.copy(), trained))
         reference = trained if keeps_reference(config) else ()
-        return Restored(state, frozen, reference, initial.step, fingerprint(initial.params), None, (), ())
+        return Restored(state, frozen, reference, initial.step, fingerprints(initial.params), None, (), ())
     state, meta, in_flight = found
     _check_same_run(prepared, meta)
     prepared.data.set_state(meta["data"])
@@ -112,24 +113,24 @@ def restore(
     if unevaluated is not None and _has_metrics_of(prepared.directory, int(state.step)):
         unevaluated = None  # it was evaluated since
     frozen, reference = _started_from(prepared, spec, meta)
+    of_start = {name: meta[name] for name in (FROZEN, FIRST_ADAPTERS) if name in meta}
     said = [(each["num_steps"], each["times"]) for each in meta.get(IN_FLIGHT, ())]
     ahead = tuple((arrays, *rest) for arrays, rest in zip(in_flight, said, strict=True))
-    return Restored(state, frozen, reference, meta[INIT_STEP], meta.get(FINGERPRINT), unevaluated, ahead, notes)
+    return Restored(state, frozen, reference, meta[INIT_STEP], of_start, unevaluated, ahead, notes)
 
 
 def _started_from(prepared: Prepared, spec: UpdateSpec, meta: Mapping[str, Any]) -> tuple[Any, Any]:
     """What a run that goes on keeps of what it has started from: what is frozen, and the reference."""
-    config, mesh = prepared.config, prepared.mesh
+    config, mesh, start = prepared.config, prepared.mesh, None
     if config.model.lora is not None:
         start = start_again(f"the checkpoint in {object_storage.name_of(prepared.directory)}", config, mesh, meta)
-        if not keeps_reference(config):
-            return frozen_of(start), ()
-        trained, frozen = split(with_adapters(config, mesh, start))
-        return frozen, trained
     if not keeps_reference(config):
-        return (), ()
+        return () if start is None else frozen_of(start), ()
     try:
-        return (), make_initial(config, mesh, meta[INIT_STEP]).params
+        if start is None:
+            return (), make_initial(config, mesh, meta[INIT_STEP]).params
+        trained, frozen = split(with_the_same_adapters(config, mesh, start, meta))
+        return frozen, trained
     except InputError as error:
         if spec.loss.needs_reference:
             raise
@@ -143,13 +144,13 @@ def run_meta(
     prepared: Prepared,
     to_come: ToCome,
     init_step: int | None,
-    frozen: str | None,
+    of_start: Mapping[str, str],
     unevaluated: dict[str, float] | None,
 ) -> dict[str, Any]:
     """What a checkpoint says of its run beside the state, for `restore` to go by.
 
     Args:
-      init_step, frozen: as `init_step` and `fingerprint` of `Restored`. unevaluated: as there.
+      init_step, of_start: as `init_step` and `fingerprints` of `Restored`. unevaluated: as there.
     """
     in_flight = [{"num_steps": each.num_steps, "times": each.times} for each in to_come.sampled]
     return {
@@ -157,7 +158,7 @@ def run_meta(
         "prompts_fingerprint": prepared.prompts_fingerprint,
         "rubric": prepared.rubric,
         INIT_STEP: init_step,
-        FINGERPRINT: frozen,
+        **of_start,
         "unevaluated": unevaluated,
         "machines": machines(),
         "data": to_come.position,

@@ -106,10 +106,11 @@ class Session:
             restored = restore(self._prepared, self._spec, self._shardings, checkpoints, self._initial)
             self._initial = None
             self.state, self.frozen, self.reference_params = restored.state, restored.frozen, restored.reference_params
-            self._init_step, self._fingerprint = restored.init_step, restored.fingerprint
-            self.restored = [Sampled(self.next_prompts(), *kept) for kept in restored.in_flight]
+            self._init_step, self._fingerprints = restored.init_step, restored.fingerprints
             self._unevaluated = restored.unevaluated
             first_step = int(self.state.step)
+            if first_step < self._config.max_steps:  # else nothing is graded any more
+                self.restored = [Sampled(self.next_prompts(), *kept) for kept in restored.in_flight]
             # A step that is still to be evaluated has its metrics written after that, again if need be.
             last_written = first_step if self._unevaluated is None else first_step - 1
             self._journal = stack.enter_context(
@@ -357,7 +358,7 @@ class Session:
         # The log first: what a checkpoint continues from must be on the disk before the checkpoint is.
         self._journal.keep(needed)
         with self._watchdog.aside("save"):
-            meta = run_meta(self._prepared, to_come, self._init_step, self._fingerprint, self._unevaluated)
+            meta = run_meta(self._prepared, to_come, self._init_step, self._fingerprints, self._unevaluated)
             self._saving.save(self.state, meta, to_come.rollouts, needed)
         self._aside_s += time.perf_counter() - start
 

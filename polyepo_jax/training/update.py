@@ -323,21 +323,19 @@ def _split_rows(tree: Any, num_parts: int) -> Any:
     return jax.tree.map(split, tree)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def pass_step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def pass_step(spec: UpdateSpec, state: TrainState) -> tuple[TrainState, dict[str, Array]]:
     """Counts a step whose batch has nothing to train on, every advantage being 0 and the loss without a KL term.
 
     Parameters, moments and the schedule stay: Adam would move the parameters on by its momentum.
 
-    Args:
-      state: donated.
-
     Returns:
-      The new state, and scalars as of `train_step`: a learning rate of 0, for nothing is updated, and NaN for what is
-      said of tokens, of which there were none.
+      The new state (the old one is donated), and scalars as of `train_step`: a learning rate of 0, for nothing is
+      updated, and NaN for what is said of tokens, of which there were none.
     """
     new = dataclasses.replace(state, step=state.step + 1)
-    return new, of_no_update() | {"nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
+    stats = of_no_update(spec.loss.importance_cap is not None, spec.stale)
+    return new, stats | {"nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)

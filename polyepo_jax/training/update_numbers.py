@@ -55,8 +55,13 @@ def summary(stats: dict[str, Array]) -> dict[str, Array]:
     return numbers
 
 
-def of_no_update() -> dict[str, Array]:
-    """The numbers of a step without an update: NaN for what is said of tokens, of which there were none."""
+def of_no_update(capped: bool, stale: bool) -> dict[str, Array]:
+    """The numbers of a step without an update: NaN for what is said of tokens, of which there were none.
+
+    Args:
+      capped: whether the loss has an importance cap. stale: as of `UpdateSpec`.
+    """
     zeros, undefined = ("loss", "grad_norm", "learning_rate", "tokens", "nonfinite"), jnp.full((), jnp.nan)
-    of_tokens = ("clip_frac", "ratio_mean", "ratio_max", "sampler_gap")
+    of_tokens = ["clip_frac", "ratio_mean", "ratio_max", "sampler_gap"]
+    of_tokens += ["importance_capped_frac"] * capped + ["effective_sample_size"] * stale
     return dict.fromkeys(of_tokens, undefined) | {name: jnp.zeros(()) for name in zeros}

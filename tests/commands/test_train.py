@@ -271,7 +271,7 @@ def test_momentum_does_not_move_a_step_without_any_advantage():
     moments = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state.opt_state)
     before = jax.device_get(dataclasses.replace(state, opt_state=moments))
     shardings = state_shardings(spec, make_mesh(MeshConfig(data=-1, fsdp=2)))
-    after, stats = pass_step(jax.device_put(before, shardings))
+    after, stats = pass_step(spec, jax.device_put(before, shardings))
     chex.assert_trees_all_equal(jax.device_get(after), dataclasses.replace(before, step=before.step + 1))
     assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), after, shardings)))
     assert float(stats["tokens"]) == float(stats["loss"]) == 0

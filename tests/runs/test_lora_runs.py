@@ -221,11 +221,35 @@ def test_evaluation_of_adapters_is_that_of_merged_weights(whole, tmp_path, capsy
     assert len(ours.splitlines()) == 4 * 4
 
 
+def test_other_first_adapters_than_the_run_started_from_are_refused(whole, tmp_path, capsys):
+    """They are what the KL term, and kl/start, compare with."""
+    config, home = whole
+    convert.main(["hf-export", str(home / "run"), "--out", str(tmp_path / "adapters")])
+    place = InitConfig(model_dir=str(home / "model"), adapter_dir=str(tmp_path / "adapters"))
+    config = dataclasses.replace(config, init=place, max_steps=2, eval_interval_steps=0)
+    train(dataclasses.replace(config, max_steps=1), tmp_path / "run", "again")
+    path = tmp_path / "adapters" / "adapter_model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + b"\0\0\0\0")
+    with pytest.raises(
+        InputError, match=r"fingerprint [0-9a-f]{16}, and those of .*/adapters have [0-9a-f]{16}: bring"
+    ):
+        train(config, tmp_path / "run", "again")
+    without_kl = dataclasses.replace(config, algorithm=dataclasses.replace(ALGORITHM, loss=PolicyLoss()))
+    train(dataclasses.replace(without_kl, max_steps=1), tmp_path / "other", "again")
+    shutil.rmtree(tmp_path / "adapters")
+    measured = dataclasses.replace(without_kl, logging=LoggingConfig(tensorboard=False, kl_interval_steps=1))
+    with pytest.raises(InputError, match=r"adapters are a directory with.*; or go on without, by --logging.kl-int"):
+        train(measured, tmp_path / "other", "again")
+    unmeasured = dataclasses.replace(without_kl, logging=LoggingConfig(tensorboard=False, kl_interval_steps=0))
+    assert train(unmeasured, tmp_path / "other", "again")
+
+
 def test_adapters_that_cannot_be_evaluated_are_refused(whole, tmp_path):
     _, home = whole
     model = ["--model", str(home / "model"), "--adapter", str(tmp_path)]
     options = [*model, "--config", str(home / "run" / "config.json"), "--out", str(tmp_path / "out")]
-    with pytest.raises(InputError, match=r"--adapter: .*adapter_config.json"):
+    with pytest.raises(InputError, match=r"--adapter: .*adapter_config.json does not exist: adapters are a directory"):
         evaluate.main(options)
     with pytest.raises(InputError, match="--run-dir brings its own model"):
         evaluate.main(["--run-dir", str(home / "run"), "--adapter", str(tmp_path)])

@@ -19,6 +19,7 @@ from polyepo_jax.training.update import (
     UpdateSpec,
     init_state,
     loss_and_gradient,
+    pass_step,
     state_shardings,
     train_step,
 )
@@ -289,3 +290,13 @@ def test_sharding_places_moments_beside_their_parameters():
         make_mesh(MeshConfig(3, 1, 1))
     with pytest.raises(ValueError, match="at most one of them -1"):
         MeshConfig(-1, -1, 1)
+
+
+@pytest.mark.parametrize(("cap", "stale"), [(None, False), (2.0, True)])
+def test_a_step_without_an_update_has_the_numbers_of_one_with(params, cap, stale):
+    spec = dataclasses.replace(SPEC, loss=PolicyLoss(importance_cap=cap), stale=stale)
+    state = jax.eval_shape(functools.partial(init_state, spec), params)
+    _, stats = jax.eval_shape(functools.partial(train_step, spec), state, make_batch())
+    _, without = jax.eval_shape(functools.partial(pass_step, spec), state)
+    assert without.keys() == stats.keys() - {"kl"}
+    assert ("effective_sample_size" in stats) is stale

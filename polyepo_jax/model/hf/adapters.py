@@ -58,6 +58,8 @@ def read_lora(directory: str | Path) -> LoRA:
       ValueError: naming the file, and the key that is not implemented or not what it should be.
     """
     path = Path(directory) / _CONFIG
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: adapters are a directory with {_CONFIG} and {_WEIGHTS}")
     raw = read_json(path)
     if raw.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type {raw.get('peft_type')!r} is not implemented, only 'LORA'")

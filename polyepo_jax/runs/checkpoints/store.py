@@ -96,7 +96,7 @@ class Checkpoints:
     def _restored_state(
         self, state: TrainState, shardings: Any, rollouts: Rollouts, step: int, manifest: Mapping[str, Any]
     ) -> tuple[TrainState, dict[str, Any], list[Rollouts]]:
-        meta = self.meta(step)
+        meta = dict(self._restored(step, contents.meta_to_restore())["meta"])
         in_flight = [rollouts] * len(meta.get(contents.IN_FLIGHT, ()))
         self._manifests.check_arrays(step, manifest, {contents.IN_FLIGHT: contents.arrays_in_flight(in_flight)})
         restored = self._restored(step, contents.to_restore(state, shardings, in_flight))
@@ -265,7 +265,7 @@ class Checkpoints:
 
     def restore_params(
         self, params: Any, shardings: Any, warn: Callable[[str], None], step: int | None = None
-    ) -> tuple[Any, int]:
+    ) -> tuple[Any, dict[str, Any], int]:
         """The params of the newest checkpoint that can be read, or of that of `step`, placed by `shardings`.
 
         Args:
@@ -273,7 +273,7 @@ class Checkpoints:
           warn: told of each checkpoint that was passed over.
 
         Returns:
-          The params and their step.
+          The params, the meta, and their step.
 
         Raises:
           CheckpointError: there is none, or none that can be read.
@@ -281,23 +281,20 @@ class Checkpoints:
         """
 
         def restore(step: int, manifest: Mapping[str, Any]) -> Any:
-            return self._restored(step, contents.params_to_restore(params, shardings))["params"]
+            restored = self._restored(step, contents.params_to_restore(params, shardings) | contents.meta_to_restore())
+            return restored["params"], dict(restored["meta"])
 
         steps = self.steps()
         if not steps or (step is not None and step not in steps):
             wanted = "no checkpoints" if step is None else f"no checkpoint of step {step} (there are {steps})"
             raise CheckpointError(f"{self._home} has {wanted}: train it first, or give another run directory")
         wanted_steps = steps if step is None else [step]
-        found, chosen, unreadable = newest_readable(
+        (found, meta), chosen, unreadable = newest_readable(
             self._path, self._manifests, restore, {"params": params}, wanted_steps
         )
         for bad, reason in unreadable.items():
             warn(f"checkpoint {bad} of {self._home} cannot be read ({reason}); taking checkpoint {chosen}")
-        return found, chosen
-
-    def meta(self, step: int) -> dict[str, Any]:
-        """What a checkpoint that can be read says of its run, as given to `save`."""
-        return dict(self._restored(step, contents.meta_to_restore())["meta"])
+        return found, meta, chosen
 
     def _put_aside(self, step: int) -> None:
         if processes.is_primary():
