@@ -177,8 +177,8 @@ class AlgorithmConfig:
         step, until prompts_per_step groups carry some (dynamic sampling, DAPO, arXiv:2503.14476); 1 draws one, and
         trains on it as it is. Groups that are surplus or without signal are dropped and counted.
       staleness: k: rollouts of a step are sampled before the updates of the k steps before it, so that a judge has k
-        steps' time for them (docs/judges.md). The loss goes by what the sampler said; `loss.importance_cap` weighs by
-        how far the policy has gone since. 0 samples, grades and updates one after the other.
+        steps' time for them (docs/judges.md). The loss clips the ratio to the policy that sampled; with
+        `loss.importance_cap` it weighs by that ratio instead. 0 samples, grades and updates one after the other.
     """
 
     advantage: Any = SetAdvantage(Polychromic())
