@@ -11,12 +11,13 @@ from typing import Any, Literal
 import tyro
 
 from polyepo_jax.command_line import parse_command_line
+from polyepo_jax.config import RunConfig
 from polyepo_jax.config.meshes import mesh_to_sample
 from polyepo_jax.errors import InputError, run_command
-from polyepo_jax.model import ModelConfig, save_hf
+from polyepo_jax.model import ModelConfig, merged, save_adapters, save_hf, split
 from polyepo_jax.pods import object_storage
 from polyepo_jax.runs import model_directory, run_directory
-from polyepo_jax.runs.preparation import load_params
+from polyepo_jax.runs.initial import adapters_fingerprint, load_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +45,16 @@ class HfImport:
 class HfExport:
     """Write the weights of a run, or of an imported model, as a Hugging Face directory that `transformers` loads.
 
+    Of a run that trained adapters (`model.lora`) these alone are written, as a directory that `peft` loads.
+
     Attributes:
       source: run directory, or one that hf-import made.
-      out: directory to make; RUN_DIR/hf/STEP if not given.
+      out: directory to make; if not given RUN_DIR/hf/STEP, and of adapters RUN_DIR/adapters/STEP.
       step: checkpoint of the run; the newest if not given.
       dtype: of the files; that of the parameters if not given. Servers want bfloat16.
       companions: Hugging Face directory whose tokenizer and generation files, and further keys of config.json, are
         taken along; the tokenizer's own if not given.
+      merged: of a run that trained adapters, write the whole model with the adapters in its weights.
     """
 
     source: tyro.conf.Positional[Path]
@@ -58,6 +62,7 @@ class HfExport:
     step: int | None = None
     dtype: Literal["float32", "bfloat16"] | None = None
     companions: Path | None = None
+    merged: bool = False
 
     def run(self) -> None:
         companions = self.companions
@@ -68,6 +73,8 @@ class HfExport:
         if model_directory.is_imported(self.source):
             if self.step is not None or self.out is None:
                 raise InputError(f"{self.source} is an imported model, without steps: give --out and no --step")
+            if self.merged:
+                raise InputError(f"{self.source} is an imported model, without adapters: leave --merged out")
             config, params = model_directory.read(self.source)
             out, companions = self.out, companions or self.source
         else:
@@ -75,15 +82,42 @@ class HfExport:
             run = run_directory.read_config(source)
             if self.out is None and object_storage.has_url(source):
                 raise InputError(f"{self.source} is no directory of this machine: give --out")
-            config = run.model
+            config, lora = run.model, run.model.lora
+            if lora is None and self.merged:
+                raise InputError(f"{self.source} is a run without adapters (model.lora): leave --merged out")
+            if lora is not None and not self.merged:
+                self._export_adapters(source, run)
+                return
             tokenizer_dir = getattr(run.task.tokenizer, "directory", None)
             if companions is None and tokenizer_dir is not None:
                 companions = Path(tokenizer_dir)
                 if not companions.is_dir():
                     raise InputError(f"the run's tokenizer was in {companions}, which is gone: give --companions")
             params, step = load_params(source, run, mesh_to_sample(run), self.step)
+            config, params = merged(config, params, self.dtype)
             out = self.out or source / "hf" / str(step)
         _export(out, config, params, self.dtype, companions)
+
+    def _export_adapters(self, source: Path, run: RunConfig) -> None:
+        if self.companions is not None:
+            raise InputError("--companions go with a whole model: leave them out, or give --merged")
+        params, step = load_params(source, run, mesh_to_sample(run), self.step)
+        out = self.out or source / "adapters" / str(step)
+        adapters, frozen = split(params)
+        try:
+            save_adapters(
+                out,
+                run.model,
+                adapters,
+                dtype=self.dtype,
+                base=run.init.model_dir,
+                fingerprint=adapters_fingerprint(frozen),
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        print(f"{out}: adapters to the model that {self.source} started from")
+        if run.init.model_dir is None:
+            print(f"(that is a run: `hf-export {run.init.run_dir}` makes a directory of it, to go with them)")
 
 
 def _export(out: Path, config: ModelConfig, params: Any, dtype: Any, companions: Path | None) -> None:

@@ -8,6 +8,8 @@ Face (or imported) model is sampled on published sets, or on a config's task, by
 python -m polyepo_jax.evaluate --model DIR --benchmark math500 aime25 --num-samples 16
 python -m polyepo_jax.evaluate --model DIR --config FILE --out DIR
 
+where --adapter DIR adds low-rank adapters to the model.
+
 Several processes share the work where --coordinator-address, --num-processes and --process-id, or the environment, say
 so.
 """
@@ -36,10 +38,12 @@ from polyepo_jax.errors import InputError, RunError, run_command, warn_on_stderr
 from polyepo_jax.evaluation import Outcome, Results, Unfinished, checksum, sample, summarize
 from polyepo_jax.evaluation.sampling import Sampled
 from polyepo_jax.evaluation.unfinished import FOLDER
+from polyepo_jax.model import read_lora, without_adapters
 from polyepo_jax.pods import collectives, object_storage, peers, processes
-from polyepo_jax.runs import model_directory, run_directory
+from polyepo_jax.runs import run_directory
+from polyepo_jax.runs.initial import load_params, make_initial
 from polyepo_jax.runs.model_shape import resolve
-from polyepo_jax.runs.preparation import admitted, load_params
+from polyepo_jax.runs.preparation import admitted
 from polyepo_jax.runs.progress import Progress
 from polyepo_jax.sampling import GenerationSpec
 from polyepo_jax.sharding import Mesh
@@ -57,6 +61,7 @@ class Arguments:
       run_dir: run directory; its newest checkpoint is evaluated.
       checkpoint_step: another checkpoint than the newest.
       model: instead of a run, a directory as of `init.model_dir`.
+      adapter: with --model, a directory as of `init.adapter_dir` with adapters to that model.
       config: with --model, the config file whose task, model and lengths are used.
       benchmark: with --model, in place of a config: names of published sets (math500, aime25, ...), each from the
         Hugging Face hub or, as math500=FILE, from a file; or any FILE with the fields problem and answer.
@@ -76,6 +81,7 @@ class Arguments:
     run_dir: Path | None = None
     checkpoint_step: int | None = None
     model: Path | None = None
+    adapter: Path | None = None
     config: Path | None = None
     benchmark: tuple[str, ...] = ()
     max_completion_length: int | None = None
@@ -166,7 +172,12 @@ def main(arguments: Sequence[str]) -> None:
     if options.model is None:
         params, step = load_params(job.directory, job.config, job.mesh, options.checkpoint_step)
     else:
-        params = model_directory.load(options.model, job.config.model, job.mesh)
+        try:
+            params = make_initial(job.config, job.mesh).params
+        except InputError as error:
+            if options.adapter is None:
+                raise
+            raise InputError(f"--model and --adapter: {error}") from error
     stem = "eval" if options.split == "test" else "eval_validation"
     try:
         summaries = _evaluate(job, params, step, stem)
@@ -304,7 +315,7 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
     if not options.benchmark and (options.max_completion_length is not None or options.dtype is not None):
         raise InputError("--max-completion-length and --dtype go with --benchmark; else the config says what they are")
     if options.run_dir is not None:
-        if any((options.model, options.config, options.out, options.benchmark)):
+        if any((options.model, options.adapter, options.config, options.out, options.benchmark)):
             raise InputError("--run-dir brings its own model, config and place for the result: leave the others out")
         directory = object_storage.working_copy(options.run_dir)
         return run_directory.read_config(directory), directory
@@ -317,12 +328,25 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
             raise InputError("--benchmark takes the place of --config, and has a test split only: leave the other out")
         chosen = options.benchmark, options.max_completion_length, options.dtype
         out = options.out or Path("runs") / "evaluate" / options.model.resolve().name
-        return benchmark_config(options.model, *chosen), out
+        return _of_model(benchmark_config(options.model, *chosen), options), out
     if options.config is None or options.out is None:
         raise InputError("--model DIR goes with --benchmark NAME, or with --config FILE and --out DIR")
     config = load(options.config, RunConfig)
     # What the config leaves open is the model's that is evaluated, not of that which the run starts from.
-    return resolve(dataclasses.replace(config, init=InitConfig(model_dir=str(options.model)))), options.out
+    config = resolve(dataclasses.replace(config, init=InitConfig(model_dir=str(options.model))))
+    return _of_model(config, options), options.out
+
+
+def _of_model(config: RunConfig, options: Arguments) -> RunConfig:
+    """The config with the model that --model and --adapter name, whatever adapters it would train."""
+    model, init = without_adapters(config.model), InitConfig(model_dir=str(options.model))
+    if options.adapter is not None:
+        try:
+            model = dataclasses.replace(config.model, lora=read_lora(options.adapter))
+        except ValueError as error:
+            raise InputError(f"--adapter: {error}") from error
+        init = dataclasses.replace(init, adapter_dir=str(options.adapter))
+    return dataclasses.replace(config, model=model, init=init)
 
 
 # Characters of a name that stands beside its numbers in 80 columns.

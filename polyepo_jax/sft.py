@@ -44,7 +44,8 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
     """
     update = update_spec(config)
     with Session(config, directory, update, resume_command, SHOWN, profile) as session:
-        for step, prompts in session.steps():
+        for step in session.steps():
+            prompts = session.next_prompts()
             rng = np.random.default_rng([config.seed, step])
             try:
                 batch = demonstration_batch(config.task, prompts, config.max_completion_length, rng)
@@ -52,7 +53,7 @@ def sft(config: SFTConfig, directory: Path, resume_command: str, profile: bool =
                 raise RunError(str(error)) from error
             rows = shard_rows(session.mesh, batch)
             session.ask_whether_to_stop()
-            session.state, stats = train_step(update, session.state, rows)
+            session.state, stats = train_step(update, session.state, rows, frozen=session.frozen)
             session.settle()
             stats = {name: value for name, value in stats.items() if name not in ("clip_frac", "sampler_gap")}
             stats["supervised"] = stats.pop("loss")

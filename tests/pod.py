@@ -17,7 +17,7 @@ from typing import IO, Any
 import jax
 
 from polyepo_jax.config.meshes import mesh_of
-from polyepo_jax.runs.preparation import load_params
+from polyepo_jax.runs.initial import load_params
 from polyepo_jax.runs.run_directory import read_config
 from polyepo_jax.sharding import MeshConfig
 from tests.compilations import QUICKLY

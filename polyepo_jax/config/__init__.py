@@ -19,6 +19,7 @@ from polyepo_jax.judges import Transport as Transport
 from polyepo_jax.losses import PolicyLoss as PolicyLoss
 from polyepo_jax.model import LinearRopeScaling as LinearRopeScaling
 from polyepo_jax.model import Llama3RopeScaling as Llama3RopeScaling
+from polyepo_jax.model import LoRA as LoRA
 from polyepo_jax.model import ModelConfig as ModelConfig
 from polyepo_jax.model import ModelNumerics as ModelNumerics
 from polyepo_jax.model import YarnRopeScaling as YarnRopeScaling

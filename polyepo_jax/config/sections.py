@@ -50,11 +50,14 @@ class InitConfig:
       step: another checkpoint of it, also of an unfinished run.
       model_dir: model in Hugging Face's format, or as `convert hf-import` writes it, to start from instead. With
         neither, parameters are initialised at random.
+      adapter_dir: directory in PEFT's format, as `convert hf-export` writes it, with adapters to the model in model_dir
+        that `model.lora` starts from; without it these are new, and change nothing yet.
     """
 
     run_dir: str | None = None
     step: int | None = None
     model_dir: str | None = None
+    adapter_dir: str | None = None
 
     def __post_init__(self):
         if self.run_dir is not None and self.model_dir is not None:
@@ -63,6 +66,10 @@ class InitConfig:
             )
         if self.step is not None and self.run_dir is None:
             raise ValueError(f"init.step ({self.step}) is a checkpoint of init.run_dir, which is not set")
+        if self.adapter_dir is not None and self.model_dir is None:
+            raise ValueError(
+                f"init.adapter_dir ({self.adapter_dir}) has adapters to a model: set init.model_dir to where that is"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +176,9 @@ class AlgorithmConfig:
       max_prompt_batches: where groups lack signal (every advantage 0), draw up to so many batches of prompts in a
         step, until prompts_per_step groups carry some (dynamic sampling, DAPO, arXiv:2503.14476); 1 draws one, and
         trains on it as it is. Groups that are surplus or without signal are dropped and counted.
+      staleness: k: rollouts of a step are sampled before the updates of the k steps before it, so that a judge has k
+        steps' time for them (docs/judges.md). The loss clips the ratio to the policy that sampled; with
+        `loss.importance_cap` it weighs by that ratio instead. 0 samples, grades and updates one after the other.
     """
 
     advantage: Any = SetAdvantage(Polychromic())
@@ -179,10 +189,17 @@ class AlgorithmConfig:
     micro_batch_size: int | None = None
     skip_zero_advantage: bool | None = None
     max_prompt_batches: int = 1
+    staleness: int = 0
 
     def __post_init__(self):
         _check_number(self, "num_iterations", 1)
         _check_number(self, "max_prompt_batches", 1)
+        _check_number(self, "staleness", 0)
+        if self.staleness and self.max_prompt_batches > 1:
+            raise ValueError(
+                f"staleness ({self.staleness}) needs max_prompt_batches = 1, got {self.max_prompt_batches}: which "
+                "prompts dynamic sampling draws next depends on grades that are not there yet"
+            )
         for name in ("mini_batch_size", "micro_batch_size"):
             if getattr(self, name) is not None:
                 _check_number(self, name, 1)
@@ -273,6 +290,16 @@ class RunConfig:
                 f"temperature must be greater than 0 in training, got {self.temperature}: greedy samples have no "
                 "gradient (evaluate takes --temperature 0)"
             )
+        if self.model.lora is not None and self.init.model_dir is None and self.init.run_dir is None:
+            raise ValueError(
+                "model.lora trains adapters to a model: set init.model_dir, or init.run_dir, to where that is (random "
+                "parameters, which no checkpoint would hold, are not the same bits on every machine)"
+            )
+        if self.init.adapter_dir is not None and self.model.lora is None:
+            raise ValueError(
+                f"init.adapter_dir ({self.init.adapter_dir}) needs model.lora: set it to a LoRA with the rank, "
+                "alpha and targets of the adapters"
+            )
         length = self.max_prompt_length + self.max_completion_length
         if isinstance(self.model, ModelConfig) and length > self.model.max_position_embeddings:
             raise ValueError(
@@ -308,6 +335,11 @@ class Config(RunConfig):
         check = getattr(self.algorithm.advantage, "check", None)
         if check is not None:
             check(self.num_generations)
+        if self.algorithm.staleness >= self.max_steps:
+            raise ValueError(
+                f"algorithm.staleness ({self.algorithm.staleness}) must be less than max_steps ({self.max_steps}): all "
+                "rollouts would be sampled before the first update"
+            )
         prompts = self.algorithm.mini_batch_size or self.prompts_per_step
         if self.prompts_per_step % prompts:
             raise ValueError(

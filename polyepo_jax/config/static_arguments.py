@@ -6,12 +6,14 @@ import zlib
 import jax
 
 from polyepo_jax.config.sections import Config, RunConfig
+from polyepo_jax.model import ModelConfig
 from polyepo_jax.model.tokenizer import Tokenizer
-from polyepo_jax.sampling import GenerationSpec, Sampling
-from polyepo_jax.sharding import Mesh
+from polyepo_jax.sampling import GenerationSpec, Sampling, abstract_rollouts
+from polyepo_jax.sharding import Mesh, row_sharding
 from polyepo_jax.training.rollouts import DrawSpec
 from polyepo_jax.training.samples import SamplesSpec
 from polyepo_jax.training.update import UpdateSpec
+from polyepo_jax.types import Rollouts
 
 
 def stream(seed: int, name: str) -> jax.Array:
@@ -23,11 +25,16 @@ def stream(seed: int, name: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
+def sampled_model(config: Config) -> ModelConfig:
+    """The model as rollouts compute it."""
+    return dataclasses.replace(config.model, dtype=config.sampling.dtype or config.model.dtype)
+
+
 def generation_spec(config: Config, tokenizer: Tokenizer | None = None) -> GenerationSpec:
     """What each step samples; with the task's tokenizer, unless another is given."""
     tokenizer = config.task.tokenizer if tokenizer is None else tokenizer
     return GenerationSpec(
-        model=dataclasses.replace(config.model, dtype=config.sampling.dtype or config.model.dtype),
+        model=sampled_model(config),
         num_generations=config.num_generations,
         max_completion_length=config.max_completion_length,
         stop_ids=tokenizer.stop_ids,
@@ -55,6 +62,7 @@ def update_spec(config: Config) -> UpdateSpec:
         mini_batch_rows=None if mini_batch is None else mini_batch * config.num_generations,
         micro_batch_rows=algorithm.micro_batch_size,
         skip_zero_advantage=skip,
+        stale=algorithm.staleness > 0,
     )
 
 
@@ -88,6 +96,14 @@ def draw_spec(config: Config, mesh: Mesh) -> DrawSpec:
         mesh=mesh,
         samples=SamplesSpec(config.logging.samples_prompts, config.logging.samples_bytes),
     )
+
+
+def rollouts_on(config: Config, mesh: Mesh) -> Rollouts:
+    """Shapes, dtypes and places of a step's rollouts."""
+    place = row_sharding(mesh, config.prompts_per_step)
+    sizes = config.prompts_per_step, config.num_generations, config.max_completion_length
+    abstract = abstract_rollouts(sampled_model(config), *sizes)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract)
 
 
 def num_updates(config: RunConfig) -> int:

@@ -52,12 +52,16 @@ class _Judged:
 
 @dataclasses.dataclass(frozen=True)
 class Submitted:
-    """One prompt's responses, and the calls that grade them; no `judged` where the judge takes all at once."""
+    """One prompt's responses, and the calls that grade them; no `judged` where the judge takes all at once.
+
+    by_task: those of the calls that are the task's own.
+    """
 
     problem: Problem
     responses: Sequence[str]
     verdicts: Future
     judged: Future | None
+    by_task: tuple[Future, ...]
 
 
 class Grader:
@@ -127,7 +131,8 @@ class Grader:
         for problem, texts, truncated_N in zip(problems, responses, truncated_PN, strict=True):
             verdicts = self._verifying.submit(self._verify, problem, texts, truncated_N)
             judged = None if self._cluster_batch is not None else self._judging.submit(self._judge, problem, texts)
-            submitted.append(Submitted(problem, texts, verdicts, judged))
+            by_task = (verdicts,) if judged is None or self.has_judge else (verdicts, judged)
+            submitted.append(Submitted(problem, texts, verdicts, judged, by_task))
         return submitted
 
     def collect(self, submitted: Sequence[Submitted]) -> list[Grading]:

@@ -9,6 +9,7 @@ from polyepo_jax.model.cache import init_cache as init_cache
 from polyepo_jax.model.cache import twice as twice
 from polyepo_jax.model.config import LinearRopeScaling as LinearRopeScaling
 from polyepo_jax.model.config import Llama3RopeScaling as Llama3RopeScaling
+from polyepo_jax.model.config import LoRA as LoRA
 from polyepo_jax.model.config import ModelConfig as ModelConfig
 from polyepo_jax.model.config import ModelNumerics as ModelNumerics
 from polyepo_jax.model.config import YarnRopeScaling as YarnRopeScaling
@@ -16,11 +17,18 @@ from polyepo_jax.model.decoding import decode_step as decode_step
 from polyepo_jax.model.decoding import prompt_cache as prompt_cache
 from polyepo_jax.model.decoding import unstacked as unstacked
 from polyepo_jax.model.hf import copy_companions as copy_companions
+from polyepo_jax.model.hf import load_adapters as load_adapters
 from polyepo_jax.model.hf import load_hf as load_hf
+from polyepo_jax.model.hf import read_lora as read_lora
+from polyepo_jax.model.hf import save_adapters as save_adapters
 from polyepo_jax.model.hf import save_hf as save_hf
 from polyepo_jax.model.logits import output_params as output_params
 from polyepo_jax.model.logits import rounded_output as rounded_output
 from polyepo_jax.model.logits import unembed as unembed
+from polyepo_jax.model.lora import joined as joined
+from polyepo_jax.model.lora import merged as merged
+from polyepo_jax.model.lora import split as split
+from polyepo_jax.model.lora import without_adapters as without_adapters
 from polyepo_jax.model.transformer import forward as forward
 from polyepo_jax.model.transformer import hidden_states as hidden_states
 from polyepo_jax.model.transformer import init as init

@@ -94,24 +94,64 @@ ROPE_SCALINGS: dict[str, type[RopeScaling]] = {
 }
 
 
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (Hu et al. 2021): x W + scale (x A) B in place of x W, of which A and B alone are trained.
+
+    rank: columns of A, rows of B. alpha: scale is alpha / rank.
+    targets: the matrices W that have adapters, in every layer.
+    rank_stabilized: scale is alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023).
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = TARGETS
+    rank_stabilized: bool = False
+
+    def __post_init__(self):
+        unknown = [name for name in self.targets if name not in TARGETS]
+        if unknown or not self.targets or len(set(self.targets)) < len(self.targets):
+            what = f"has {', '.join(map(repr, unknown))}" if unknown else f"is {self.targets!r}"
+            raise ValueError(f"model.lora.targets {what}: it takes one or several of {', '.join(TARGETS)}, each once")
+        if self.rank < 1:
+            raise ValueError(f"model.lora.rank must be at least 1, got {self.rank}")
+        if not (self.alpha > 0 and math.isfinite(self.alpha)):
+            raise ValueError(f"model.lora.alpha must be a number above 0, got {self.alpha}")
+
+    @property
+    def scale(self) -> float:
+        """What (x A) B is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelNumerics:
-    """How a model is computed, whatever its shape.
+    """How a model is computed and trained, whatever its shape.
 
     dtype: of activations, and of the matrix products. param_dtype: of parameters as they are stored and trained.
     remat: what the backward pass recomputes of each layer: nothing, everything but matrix products, everything.
     attention: the kernel of whole sequences: "xla" (any device), "cudnn" (NVIDIA GPUs, bfloat16), "splash" (TPUs);
       "auto" takes the mesh's platform's. "xla" is also that of every decode step; else GPUs have a kernel for it.
+    lora: None trains all parameters; else adapters are trained, in param_dtype, and the rest is kept in dtype.
     """
 
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
     remat: Literal["none", "dots", "full"] = "none"
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    lora: LoRA | None = None
 
     def __post_init__(self):
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError(f"model.attention = 'cudnn' needs model.dtype = 'bfloat16', got {self.dtype!r}")
+
+    @property
+    def weights_dtype(self) -> Dtype:
+        """Of all parameters that are no adapters."""
+        return self.param_dtype if self.lora is None else self.dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,3 +208,26 @@ class ModelConfig(ModelNumerics):
             raise ValueError(f"model.head_dim must be even (rotary embedding turns pairs), got {self.head_dim}")
         if isinstance(self.rope_scaling, YarnRopeScaling) and self.rope_theta <= 1:
             raise ValueError(f"model.rope_theta must be above 1 with rope scaling yarn, got {self.rope_theta}")
+        if self.lora is not None:
+            for name in self.lora.targets:
+                if self.lora.rank > min(self.matrix_sizes[name]):
+                    inputs, outputs = self.matrix_sizes[name]
+                    raise ValueError(
+                        f"model.lora.rank must be at most the smaller side of each target, got {self.lora.rank} for "
+                        f"{name} of {inputs} x {outputs}"
+                    )
+
+    @property
+    def matrix_sizes(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's matrices, by name."""
+        D, F = self.hidden_size, self.intermediate_size
+        query, key = (count * self.head_dim for count in (self.num_attention_heads, self.num_key_value_heads))
+        return {
+            "q_proj": (D, query),
+            "k_proj": (D, key),
+            "v_proj": (D, key),
+            "o_proj": (query, D),
+            "gate_proj": (D, F),
+            "up_proj": (D, F),
+            "down_proj": (F, D),
+        }

@@ -21,6 +21,7 @@ from polyepo_jax.model.cache import Cache
 from polyepo_jax.model.config import ModelConfig
 from polyepo_jax.model.logits import Params as Params
 from polyepo_jax.model.logits import unembed
+from polyepo_jax.model.projections import Projections, parameter, zeros
 from polyepo_jax.model.rotary import rotary_factors, rotary_frequencies, rotary_scale, rotate
 from polyepo_jax.sharding import constrain, mesh_platform
 from polyepo_jax.types import Array
@@ -34,34 +35,22 @@ Mix = Callable[[Array, Array, Array], Array]
 # (`remat`, scores of rows beyond KEPT_LENGTH) is scanned: XLA would find that of the forward pass, and keep it.
 _MAX_UNROLLED_LAYERS, _MAX_UNROLLED_LAYERS_ON_CPU = 4, 32
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
+def _remat_policy(config: ModelConfig) -> Callable[..., Any]:
+    """What of a layer the backward pass does not compute again."""
+    if config.remat == "full":
+        return jax.checkpoint_policies.nothing_saveable
 
-def _parameter(config: ModelConfig, rngs: nnx.Rngs, shape, axes, fan_in: int) -> nnx.Param:
-    """A normal-initialised parameter of variance 1 / fan_in, annotated with its logical axes."""
-    value = jax.random.normal(rngs.params(), shape, config.param_dtype) * fan_in**-0.5
-    return nnx.Param(value, logical_axes=axes)
+    def saves(primitive, *avals, **params):
+        if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *avals, **params):
+            return False
+        if config.lora is None:
+            return True
+        # (x A) B, which is as large as x W that it is added to, costs next to nothing.
+        (contracted, _), _ = params["dimension_numbers"]
+        return math.prod(avals[0].shape[axis] for axis in contracted) != config.lora.rank
 
-
-def _project(x: Array, weight: Array, num_contracted: int = 1) -> Array:
-    """Contracts the last axes of x with the first of the weight, in x's dtype.
-
-    As one matrix product of two axes: with several, XLA's CPU backend transposes them in the backward pass, which
-    takes longer than the product.
-    """
-    contracted, kept = weight.shape[:num_contracted], weight.shape[num_contracted:]
-    leading = x.shape[: x.ndim - num_contracted]
-    size = math.prod(contracted)
-    product = x.reshape(-1, size) @ weight.astype(x.dtype).reshape(size, -1)
-    return product.reshape(*leading, *kept)
-
-
-def _zeros(config: ModelConfig, shape, axes) -> nnx.Param:
-    """A zero-initialised parameter, annotated with its logical axes."""
-    return nnx.Param(jnp.zeros(shape, config.param_dtype), logical_axes=axes)
+    return saves
 
 
 def _between(x_BTD: Array) -> Array:
@@ -74,7 +63,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, config: ModelConfig, size: int, axis: str):
         self.eps = config.rms_norm_eps
-        self.scale = nnx.Param(jnp.ones(size, config.param_dtype), logical_axes=(axis,))
+        self.scale = nnx.Param(jnp.ones(size, config.weights_dtype), logical_axes=(axis,))
 
     def __call__(self, x: Array) -> Array:
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -83,29 +72,30 @@ class RMSNorm(nnx.Module):
         return normed.astype(x.dtype) * jax.lax.broadcast_in_dim(scale, x.shape, (x.ndim - 1,))
 
 
-class Attention(nnx.Module):
+class Attention(Projections):
     """Grouped-query attention; Qwen3 normalises each query and key head before RoPE, Qwen2 adds biases to them."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, A = config.hidden_size, config.head_dim
         H, K = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = _parameter(config, rngs, (D, H, A), ("embed", "heads", "head_dim"), D)
-        self.k_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
-        self.v_proj = _parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
-        self.o_proj = _parameter(config, rngs, (H, A, D), ("heads", "head_dim", "embed"), H * A)
+        self.q_proj = parameter(config, rngs, (D, H, A), ("embed", "heads", "head_dim"), D)
+        self.k_proj = parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
+        self.v_proj = parameter(config, rngs, (D, K, A), ("embed", "kv_heads", "head_dim"), D)
+        self.o_proj = parameter(config, rngs, (H, A, D), ("heads", "head_dim", "embed"), H * A)
         self.has_bias, self.has_o_bias, self.has_norm = config.qkv_bias, config.o_bias, config.qk_norm
         if self.has_bias:
-            self.q_bias = _zeros(config, (H, A), ("heads", "head_dim"))
-            self.k_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
-            self.v_bias = _zeros(config, (K, A), ("kv_heads", "head_dim"))
+            self.q_bias = zeros(config, (H, A), ("heads", "head_dim"))
+            self.k_bias = zeros(config, (K, A), ("kv_heads", "head_dim"))
+            self.v_bias = zeros(config, (K, A), ("kv_heads", "head_dim"))
         if self.has_o_bias:
-            self.o_bias = _zeros(config, (D,), ("embed",))
+            self.o_bias = zeros(config, (D,), ("embed",))
         if self.has_norm:
             self.q_norm = RMSNorm(config, A, "head_dim")
             self.k_norm = RMSNorm(config, A, "head_dim")
+        self.adapt(config, rngs)
 
     def __call__(self, x_BTD: Array, rotary: tuple[Array, Array], mix: Mix) -> Array:
-        query, keys, values = (_project(x_BTD, w[...]) for w in (self.q_proj, self.k_proj, self.v_proj))
+        query, keys, values = (self.product(f"{x}_proj", x_BTD) for x in "qkv")
         if self.has_bias:
             query, keys, values = (
                 x + bias[...].astype(x.dtype)[None, None]
@@ -116,22 +106,23 @@ class Attention(nnx.Module):
         query, keys, values = (
             constrain(x, "batch", None, "heads", None) for x in (rotate(query, rotary), rotate(keys, rotary), values)
         )
-        out = _project(mix(query, keys, values), self.o_proj[...], num_contracted=2)
+        out = self.product("o_proj", mix(query, keys, values))
         return out + self.o_bias[...].astype(out.dtype)[None, None] if self.has_o_bias else out
 
 
-class MLP(nnx.Module):
+class MLP(Projections):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         D, F = config.hidden_size, config.intermediate_size
-        self.gate_proj = _parameter(config, rngs, (D, F), ("embed", "mlp"), D)
-        self.up_proj = _parameter(config, rngs, (D, F), ("embed", "mlp"), D)
-        self.down_proj = _parameter(config, rngs, (F, D), ("mlp", "embed"), F)
+        self.gate_proj = parameter(config, rngs, (D, F), ("embed", "mlp"), D)
+        self.up_proj = parameter(config, rngs, (D, F), ("embed", "mlp"), D)
+        self.down_proj = parameter(config, rngs, (F, D), ("mlp", "embed"), F)
+        self.adapt(config, rngs)
 
     def __call__(self, x_BTD: Array) -> Array:
-        gated = jax.nn.silu(_project(x_BTD, self.gate_proj[...])) * _project(x_BTD, self.up_proj[...])
-        return _project(constrain(gated, "batch", None, "mlp"), self.down_proj[...])
+        gated = jax.nn.silu(self.product("gate_proj", x_BTD)) * self.product("up_proj", x_BTD)
+        return self.product("down_proj", constrain(gated, "batch", None, "mlp"))
 
 
 class Layer(nnx.Module):
@@ -153,10 +144,10 @@ class Outer(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         V, D = config.vocab_size, config.hidden_size
-        self.embed_tokens = _parameter(config, rngs, (V, D), ("vocab", "embed"), D)
+        self.embed_tokens = parameter(config, rngs, (V, D), ("vocab", "embed"), D)
         self.norm = RMSNorm(config, D, "embed")
         if not config.tie_word_embeddings:
-            self.lm_head = _parameter(config, rngs, (D, V), ("embed", "vocab"), D)
+            self.lm_head = parameter(config, rngs, (D, V), ("embed", "vocab"), D)
 
 
 @functools.lru_cache(maxsize=64)
@@ -174,13 +165,15 @@ def _pure(module: nnx.Module) -> Params:
 def init(config: ModelConfig, key: Array) -> Params:
     """Random parameters: a nested dict of arrays, those of the layers stacked along a leading axis L.
 
+    With `config.lora` adapters are among them, whose product is 0; the others are what they are without.
+
     Args:
       config: the model's shape.
       key: typed PRNG key.
     """
     outer_key, layers_key = jax.random.split(key)
     params = _pure(Outer(config, nnx.Rngs(outer_key)))
-    params["layers"] = jax.vmap(lambda k: _pure(Layer(config, nnx.Rngs(k))))(
+    params["layers"] = jax.vmap(lambda k: _pure(Layer(config, nnx.Rngs(k, adapters=jax.random.fold_in(k, 1)))))(
         jax.random.split(layers_key, config.num_hidden_layers)
     )
     return params
@@ -242,7 +235,7 @@ def run_layers(config: ModelConfig, params: Params, tokens_BT: Array, positions_
 
     unstacks = isinstance(params["layers"], tuple)  # to sample: nothing is differentiated
     if config.remat != "none" and not unstacks:
-        apply_layer = jax.checkpoint(apply_layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+        apply_layer = jax.checkpoint(apply_layer, policy=_remat_policy(config), prevent_cse=False)
     x_BTD = _between(outer.embed_tokens[...][tokens_BT].astype(config.dtype))
     if unstacks:
         kept = []

@@ -15,8 +15,8 @@ from jax.sharding import AbstractMesh
 
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params, update_rows
-from polyepo_jax.config.static_arguments import keeps_reference, update_spec
-from polyepo_jax.model import ModelConfig, logical_axes
+from polyepo_jax.config.static_arguments import keeps_reference, rollouts_on, update_spec
+from polyepo_jax.model import ModelConfig, logical_axes, split
 from polyepo_jax.model.attention import KEPT_LENGTH, query_blocks
 from polyepo_jax.planning.hardware import Chip
 from polyepo_jax.sharding import AXES, param_shardings
@@ -48,8 +48,10 @@ def shard_bytes(tree: Any, shardings: Any) -> int:
 class Memory:
     """Bytes of a device while a program runs; `resident` is what lies there beside it.
 
-    weights: parameters as trained. optimizer: moments. gradients: of a mini-batch, and of a micro-batch beside them.
+    weights: parameters, trained or frozen, and a reference policy's. optimizer: moments.
+    gradients: of a mini-batch, and of a micro-batch beside them.
     cache: keys and values. copies: weights in the compute dtype, as long as they are gathered. activations: the rest.
+    in_flight: rollouts that were sampled ahead.
     """
 
     weights: int
@@ -58,6 +60,7 @@ class Memory:
     cache: int = 0
     copies: int = 0
     activations: int = 0
+    in_flight: int = 0
 
     @property
     def total(self) -> int:
@@ -148,6 +151,17 @@ class Shape:
         tables = 1 if self.model.tie_word_embeddings else 2
         return self.model.num_hidden_layers * self.layer_weights + tables * self.output_weights
 
+    @property
+    def adapter_weights(self) -> int:
+        """Elements of the adapters of a layer."""
+        lora, sizes = self.model.lora, self.model.matrix_sizes
+        return 0 if lora is None else lora.rank * sum(sum(sizes[name]) for name in lora.targets)
+
+    @property
+    def trained_weights(self) -> int:
+        """Elements of all matrices that are trained."""
+        return self.model.num_hidden_layers * self.adapter_weights if self.model.lora else self.matrix_weights
+
     def attention_flops(self, length: int) -> float:
         """Of one row's causal attention in one layer, both products, all heads."""
         full = 4 * self.model.num_attention_heads * self.model.head_dim * length**2
@@ -168,23 +182,50 @@ def shape_of(config: Config, sizes: tuple[int, int, int], platform: str) -> Shap
     return Shape(config.model, sizes, kernel, lanes=_TPU_LANES if platform == "tpu" else 1)
 
 
-def state_bytes(config: Config, sizes: tuple[int, int, int]) -> tuple[int, int]:
-    """Weights and optimizer, bytes of a device; exact. A reference policy counts as weights."""
+@dataclasses.dataclass(frozen=True)
+class StateBytes:
+    """Bytes of a device, exact: parameters that are trained, that are frozen, of a reference policy; moments; rollouts
+    that were sampled ahead, for which the parameters that sampled them need not be kept."""
+
+    trained: int
+    frozen: int
+    reference: int
+    optimizer: int
+    in_flight: int = 0
+
+    @property
+    def own(self) -> int:
+        """The policy's own parameters."""
+        return self.trained + self.frozen
+
+    @property
+    def weights(self) -> int:
+        """All parameters."""
+        return self.own + self.reference
+
+
+def state_bytes(config: Config, sizes: tuple[int, int, int]) -> StateBytes:
+    """What lies on a device throughout a run."""
     spec = update_spec(config)
     # What leaves the arrays as they are would only make further entries of the cache.
     model = dataclasses.replace(spec.model, remat="none", attention="auto")
     plain = dataclasses.replace(spec, model=model, mini_batch_rows=None, micro_batch_rows=None)
-    weights, optimizer = _state_bytes(plain, sizes)
-    return weights * (2 if keeps_reference(config) else 1), optimizer
+    trained, frozen, optimizer = _state_bytes(plain, sizes)
+    in_flight = 0
+    if config.algorithm.staleness:
+        mesh: Any = AbstractMesh(sizes, AXES)
+        rollouts = rollouts_on(config, mesh)
+        in_flight = config.algorithm.staleness * shard_bytes(rollouts, jax.tree.map(lambda x: x.sharding, rollouts))
+    return StateBytes(trained, frozen, trained if keeps_reference(config) else 0, optimizer, in_flight)
 
 
 @functools.lru_cache(maxsize=256)
-def _state_bytes(spec: UpdateSpec, sizes: tuple[int, int, int]) -> tuple[int, int]:
+def _state_bytes(spec: UpdateSpec, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
     mesh: Any = AbstractMesh(sizes, AXES)
-    params = abstract_params(spec.model)
-    weights = shard_bytes(params, param_shardings(mesh, logical_axes(spec.model)))
-    state = jax.eval_shape(lambda p: init_state(spec, p), params)
-    return weights, shard_bytes(state.opt_state, state_shardings(spec, mesh).opt_state)
+    trees = zip(split(abstract_params(spec.model)), split(param_shardings(mesh, logical_axes(spec.model))), strict=True)
+    trained, frozen = (shard_bytes(*tree) for tree in trees)
+    state = jax.eval_shape(lambda: init_state(spec, split(abstract_params(spec.model))[0]))
+    return trained, frozen, shard_bytes(state.opt_state, state_shardings(spec, mesh).opt_state)
 
 
 def update_memory(config: Config, shape: Shape) -> Memory:
@@ -195,11 +236,10 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     up beside those accumulated, with the activations of a single layer.
     """
     model, spec = config.model, update_spec(config)
-    weights, optimizer = state_bytes(config, shape.sizes)
-    own_weights = weights // (2 if keeps_reference(config) else 1)
+    state = state_bytes(config, shape.sizes)
     rows = update_rows(config)[1]
     accumulates = rows < (spec.mini_batch_rows or config.prompts_per_step * config.num_generations)
-    accumulated = own_weights if accumulates else 0
+    accumulated = state.trained if accumulates else 0
     size, t, f = shape.itemsize, shape.tensor, shape.sizes[1]
     local = rows / shape.num_shards
     length = config.max_prompt_length + config.max_completion_length
@@ -212,31 +252,35 @@ def update_memory(config: Config, shape: Shape) -> Memory:
     if _packs(config, shape):
         batch += (spec.mini_batch_rows or config.prompts_per_step * config.num_generations) * length * _PACKED_BYTES
     # Weights are converted where they lie, all layers at once, then gathered: a layer, and the next one ahead of time.
-    converted = model.num_hidden_layers * shape.layer_weights / t / f * size * (model.dtype != model.param_dtype)
-    gathered = f > 1 or model.dtype != model.param_dtype
+    converted = model.num_hidden_layers * shape.layer_weights / t / f * size * (model.dtype != model.weights_dtype)
+    gathered = f > 1 or model.dtype != model.weights_dtype
     table = shape.output_weights / t
 
     logits = 4 * bins * chunk_length(config, shape) * model.vocab_size / t
     if chunk_length(config, shape) < _most_scored(config, shape):
         # In the loop over chunks the table's gradient is summed up, whole and in the parameters' dtype; where the
         # vocabulary is cut, a chunk's gradient lies beside the sum.
-        output = logits + table * jnp.dtype(model.param_dtype).itemsize * (2 if t > 1 else 1)
+        output = logits
+        if model.lora is None:
+            output += table * jnp.dtype(model.param_dtype).itemsize * (2 if t > 1 else 1)
     else:
         # Without a loop the gradient at the targets is an array of its own, moved to where the vocabulary is cut.
         output = logits * (3 if t > 1 and shape.num_shards > 1 else 1)
     at_output = Memory(
-        weights=weights,
-        optimizer=optimizer,
+        weights=state.weights,
+        optimizer=state.optimizer,
         gradients=accumulated,
         copies=int(converted + table * size * gathered),
         activations=int(kept + output + 3 * scored * model.hidden_size * size + batch),
+        in_flight=state.in_flight,
     )
     at_layers = Memory(
-        weights=weights,
-        optimizer=optimizer,
-        gradients=accumulated + own_weights,
+        weights=state.weights,
+        optimizer=state.optimizer,
+        gradients=accumulated + state.trained,
         copies=int(converted + 2 * shape.layer_weights / t * size * gathered),
         activations=int(kept + _differentiated_layer(shape, bins, size_of_bin) + batch),
+        in_flight=state.in_flight,
     )
     return max(at_output, at_layers, key=lambda memory: memory.total)
 
@@ -276,6 +320,8 @@ def _kept_by_layer(shape: Shape, rows: float, length: int) -> float:
     kept = tokens * D / t
     if model.remat != "full":
         kept += tokens * ((H + 2 * K) * A + 2 * F) / t + 2 * tokens * D / t
+        if model.lora is not None:
+            kept += tokens * model.lora.rank * len(model.lora.targets)
     if model.remat == "none":
         kept += tokens * (4 * D + 3 * F + (H + K) * A) / t
         if shape.kernel == "xla":
@@ -315,14 +361,18 @@ def update_work(config: Config, shape: Shape) -> Work:
     down = 2 * length * model.hidden_size * model.intermediate_size
     output = 2 * config.max_completion_length * shape.output_weights
     # Chunk by chunk, logits are computed again; where one holds what a full row trains, they are kept.
-    output_products = 3 + (chunk_length(config, shape) < fold * config.max_completion_length)
-    # A backward pass is two products for each of the forward's; attention kernels compute scores again, twice, and
-    # XLA's once where they are not kept.
+    output_products = (3 if model.lora is None else 2) + (
+        chunk_length(config, shape) < fold * config.max_completion_length
+    )
+    # A backward pass is two products for each of the forward's, or one where the matrix is frozen; attention kernels
+    # compute scores again, twice, and XLA's once where they are not kept.
     backward_attention = 3.5 * attention
     if shape.kernel == "xla":
         backward_attention = (2 if fold * length <= KEPT_LENGTH else 2.5) * attention
     again = {"none": 0.0, "dots": attention, "full": layers - down + attention}[model.remat]
-    per_row = L * (3 * layers + attention + backward_attention + again) + output_products * output
+    low = 2 * length * shape.adapter_weights
+    products = 3 * layers if model.lora is None else 2 * layers + 3 * low
+    per_row = L * (products + attention + backward_attention + again) + output_products * output
     if spec.loss.needs_reference:
         per_row += L * (layers + attention) + output
     flops = rows * per_row / math.prod(shape.sizes)
@@ -332,8 +382,9 @@ def update_work(config: Config, shape: Shape) -> Work:
     activations = micro_rows / shape.num_shards * length * model.hidden_size * size
     passes = 3 + (model.remat == "full")
     hbm = num_micro * (passes * weight_bytes + L * passes * 12 * activations)
-    hbm += 8 * shape.matrix_weights * 4 / t / f  # the optimizer reads and writes weights, moments and gradients
-    sent = num_micro * 3 * (f - 1) / f * weight_bytes  # gathered forward and backward, gradients scattered
+    hbm += 8 * shape.trained_weights * 4 / t / f  # the optimizer reads and writes weights, moments and gradients
+    # Gathered forward and backward, gradients scattered.
+    sent = num_micro * (3 if model.lora is None else 2) * (f - 1) / f * weight_bytes
     sent += num_micro * L * 4 * passes * (t - 1) / t * activations
-    sent += num_micro * 2 * (shape.sizes[0] - 1) / shape.sizes[0] * shape.matrix_weights * 4 / t / f
+    sent += num_micro * 2 * (shape.sizes[0] - 1) / shape.sizes[0] * shape.trained_weights * 4 / t / f
     return Work(flops, hbm, sent)

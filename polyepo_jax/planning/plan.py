@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from polyepo_jax.config import Config
+from polyepo_jax.config import Config, MeshJudge
 from polyepo_jax.config.meshes import checked_mesh
-from polyepo_jax.config.static_arguments import keeps_reference
 from polyepo_jax.errors import InputError
 from polyepo_jax.planning.advice import (
     Advice,
@@ -18,7 +17,16 @@ from polyepo_jax.planning.advice import (
     peak_bytes,
     platform_of,
 )
-from polyepo_jax.planning.estimate import SLICE_BANDWIDTH, Memory, Shape, Work, shape_of, update_memory, update_work
+from polyepo_jax.planning.estimate import (
+    SLICE_BANDWIDTH,
+    Memory,
+    Shape,
+    Work,
+    shape_of,
+    state_bytes,
+    update_memory,
+    update_work,
+)
 from polyepo_jax.planning.hardware import Chip, Topology, topology_mesh
 from polyepo_jax.planning.hlo import Collective
 from polyepo_jax.planning.programs import Program, TooLarge, compile_rollout, compile_update
@@ -100,6 +108,15 @@ class Plan:
         if self.update.seconds is None or self.rollout.seconds is None:
             return None
         return self.update.seconds + self.rollout.seconds
+
+    @property
+    def hidden_seconds(self) -> float | None:
+        """The least time between the end of a rollout and the wait for its grades: what a judge may take that is not on
+        the mesh; None if the devices' speed is unknown."""
+        staleness = self.config.algorithm.staleness
+        if isinstance(self.config.judge.clusterer, MeshJudge) or not staleness:
+            return 0.0
+        return None if self.step_seconds is None else staleness * self.step_seconds
 
     @property
     def run_hours(self) -> float | None:
@@ -184,9 +201,9 @@ def _phases(
     memory = update_memory(config, shape)
     work = update_work(config, shape)
     work = dataclasses.replace(work, sent_bytes=_sent(compiled[0], work.sent_bytes, chip))
-    own = memory.weights // (2 if keeps_reference(config) else 1)
-    # A reference policy that the loss does not read lies beside the program.
-    beside = 0 if config.algorithm.loss.needs_reference else memory.weights - own
+    reference = state_bytes(config, shape.sizes).reference
+    # A reference policy that the loss does not read lies beside the program, as do rollouts of steps to come.
+    beside = memory.in_flight + (0 if config.algorithm.loss.needs_reference else reference)
     update = Phase(memory, compiled[0], beside, work, *work.seconds(chip))
 
     memory = rollout_memory(config, shape)
@@ -202,7 +219,7 @@ def _phases(
     seconds = None if first is None or second is None else waves * (first + second)
     bound_by = second_by if second is None or first is None or second >= first else first_by
     # A rollout takes the parameters; the optimizer's state, and a reference policy, lie beside it.
-    beside = memory.optimizer + memory.weights - own
+    beside = memory.optimizer + reference + memory.in_flight
     return update, Phase(memory, compiled[1], beside, total, seconds, bound_by)
 
 
@@ -246,6 +263,11 @@ def to_json(plan: Plan) -> dict[str, Any]:
         "rollout": _phase_json(plan.rollout, topology) | {"programs_per_step": waves},
         "update": _phase_json(plan.update, topology) | {"programs_per_step": 1},
         "step_seconds": plan.step_seconds,
+        "staleness": {
+            "steps": plan.config.algorithm.staleness,
+            "in_flight_bytes": plan.update.estimate.in_flight,
+            "hidden_judge_seconds": plan.hidden_seconds,
+        },
         "run": run,
         "collectives": [{"program": name} | dataclasses.asdict(c) for name, c in plan.collectives()],
         "advice": advice,

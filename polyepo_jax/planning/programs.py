@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from polyepo_jax.config import Config
 from polyepo_jax.config.meshes import abstract_params
 from polyepo_jax.config.static_arguments import generation_spec, update_spec
-from polyepo_jax.model import logical_axes
+from polyepo_jax.model import logical_axes, split
 from polyepo_jax.model.tokenizer import CharacterTokenizer
 from polyepo_jax.planning import hlo
 from polyepo_jax.planning.estimate import chunk_length, shape_of, update_folding
@@ -94,10 +94,11 @@ def _compile(lower: Callable[[], Any], *unknown_trip_counts: int) -> Program | T
 def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
     """`train_step` of a step's batch."""
     spec = update_spec(config)
-    params = abstract_params(config.model)
+    trained, frozen = split(abstract_params(config.model))
     # Before the mesh is in use: on devices that are not there nothing can be computed, not even a scalar.
     shardings = state_shardings(spec, mesh)
-    state = _abstract(jax.eval_shape(lambda p: init_state(spec, p), params), shardings)
+    state = _abstract(jax.eval_shape(lambda p: init_state(spec, p), trained), shardings)
+    frozen = _abstract(frozen, split(param_shardings(mesh, logical_axes(config.model)))[1])
     rows = config.prompts_per_step * config.num_generations
     length = config.max_prompt_length + config.max_completion_length
     batch = Batch(
@@ -108,7 +109,7 @@ def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
         proximal_logprobs_BT=_row_array(mesh, (rows, length), jnp.float32),  # type: ignore[arg-type]
         advantages_B=_row_array(mesh, (rows,), jnp.float32),  # type: ignore[arg-type]
     )
-    reference = _abstract(params, shardings.params) if spec.loss.needs_reference else ()
+    reference = _abstract(trained, shardings.params) if spec.loss.needs_reference else ()
     # How many micro-batches are filled is known when it runs: all, if every row is of full length.
     num_micro_batches = (spec.mini_batch_rows or rows) // (spec.micro_batch_rows or spec.mini_batch_rows or rows)
     # And so it is with chunks of what is trained; without packing their number is in the text.
@@ -118,7 +119,7 @@ def compile_update(config: Config, mesh: Mesh) -> Program | TooLarge:
     scored, size = update_folding(config, shape) * config.max_completion_length, chunk_length(config, shape)
     num_chunks = -(-scored // size) if size < scored else 0  # one that holds all is no loop
     with jax.set_mesh(mesh):
-        return _compile(lambda: train_step.lower(spec, state, batch, reference), num_micro_batches, num_chunks)
+        return _compile(lambda: train_step.lower(spec, state, batch, reference, frozen), num_micro_batches, num_chunks)
 
 
 def compile_rollout(config: Config, mesh: Mesh) -> Program | TooLarge:

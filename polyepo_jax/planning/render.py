@@ -5,6 +5,7 @@ import dataclasses
 import rich.console
 import rich.table
 
+from polyepo_jax.config import MeshJudge
 from polyepo_jax.planning.estimate import Memory
 from polyepo_jax.planning.hardware import GIB
 from polyepo_jax.planning.plan import HOPELESS, Plan
@@ -49,7 +50,7 @@ def render(plan: Plan, console: rich.console.Console) -> None:
     collectives = _collectives(plan)
     if collectives.row_count:
         console.print(collectives)
-    for line in [*_verdict(plan), *_waves(plan), *_time(plan)]:
+    for line in [*_verdict(plan), *_waves(plan), *_ahead(plan), *_time(plan)]:
         _say(console, line)
 
 
@@ -70,7 +71,8 @@ def _memory(plan: Plan) -> rich.table.Table:
     table = _table("memory of a device", "update", "rollout")
     for field in dataclasses.fields(Memory):
         values = [getattr(phase.estimate, field.name) for phase in phases]
-        table.add_row(field.name, *(size(value) if value else "" for value in values))
+        if field.name != "in_flight" or any(values):
+            table.add_row(field.name.replace("_", " "), *(size(value) if value else "" for value in values))
     table.add_section()
     table.add_row("estimated peak", *(size(phase.estimate.total) for phase in phases))
     if any(phase.compiled is not None for phase in phases):
@@ -136,6 +138,24 @@ def _waves(plan: Plan) -> list[str]:
     all_rows = plan.config.prompts_per_step * plan.config.num_generations
     passes = "" if count == 1 else f", {count} times over if all are of full length"
     return [f"a step samples {all_rows:,} generations in {rows} slots{passes} (sampling.max-rows is {limit}; {most})"]
+
+
+def _ahead(plan: Plan) -> list[str]:
+    """What is in flight, and the time that a judge has for it."""
+    count = plan.config.algorithm.staleness
+    if not count:
+        return []
+    steps = "1 step" if count == 1 else f"{count} steps"
+    bytes_in_flight = size(plan.update.estimate.in_flight)
+    lines = [
+        f"rollouts are sampled {steps} ahead with the parameters at hand: {bytes_in_flight} of a device are in flight, "
+        "and no second copy of the parameters is needed"
+    ]
+    if isinstance(plan.config.judge.clusterer, MeshJudge):
+        lines.append("a judge on the mesh is not hidden by it: it takes its turn on the same devices")
+    elif plan.hidden_seconds is not None:
+        lines.append(f"a step waits for no judge that takes less than {duration(plan.hidden_seconds)}")
+    return lines
 
 
 def _time(plan: Plan) -> list[str]:

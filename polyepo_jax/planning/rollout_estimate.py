@@ -77,14 +77,16 @@ def rollout_memory(config: Config, shape: Shape) -> Memory:
     """Of a rollout, beside the optimizer's state."""
     shape = rollout_shape(config, shape)
     model = shape.model
-    weights, optimizer = state_bytes(config, shape.sizes)
+    state = state_bytes(config, shape.sizes)
     rows = wave_rows(config, shape.num_shards)
     schedule = rollout_schedule(config, shape.num_shards)
     size, t = shape.itemsize, shape.tensor
     # Layers that are not stacked are copies, whatever their dtype.
-    copied = not shape.on_tpu or shape.sizes[1] > 1 or model.dtype != model.param_dtype
+    copied = not shape.on_tpu or shape.sizes[1] > 1 or model.dtype != model.weights_dtype
     copied = copied and config.sampling.gather_weights
     copies = shape.matrix_weights / t * size if copied else 2 * shape.layer_weights / t * size
+    if model.lora is not None and not copied:  # merged weights are copies where nothing else is, and cut as they were
+        copies += model.num_hidden_layers * shape.layer_weights / t / shape.sizes[1] * size
     # Prefill: the prompts' own cache, before it is put into the pool, and one layer's activations.
     tokens = schedule.batch * config.max_prompt_length
     prefill = (
@@ -98,11 +100,12 @@ def rollout_memory(config: Config, shape: Shape) -> Memory:
     grown = ring_bytes(config, shape) / 4 if ring_capacity(config) > LEAST_RING[0] else 0
     results = rows * config.max_completion_length * 8 / shape.num_shards
     return Memory(
-        weights=weights,
-        optimizer=optimizer,
+        weights=state.weights,
+        optimizer=state.optimizer,
         cache=cache_bytes(config, shape),
         copies=int(copies),
         activations=int(max(prefill, decode, grown) + results),
+        in_flight=state.in_flight,
     )
 
 
@@ -116,7 +119,8 @@ def prefill_work(config: Config, shape: Shape) -> Work:
     sent = (f - 1) / f * weight_bytes
     local_tokens = prompts * config.max_prompt_length
     sent += 4 * config.model.num_hidden_layers * (t - 1) / t * local_tokens * config.model.hidden_size * size
-    return Work(flops, 3 * weight_bytes, sent)
+    passes = 3 if config.model.lora is None else 5  # adapters are merged: weights are read and written once more
+    return Work(flops, passes * weight_bytes, sent)
 
 
 def decode_work(config: Config, shape: Shape) -> Work:

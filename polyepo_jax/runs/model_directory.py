@@ -214,6 +214,7 @@ def write(directory: Path, config: ModelConfig, params: Any, companions: Path | 
         if (companions / "config.json").is_file():
             shutil.copyfile(companions / "config.json", unfinished / "config.json")
     model = dataclasses.asdict(config)
+    del model["lora"]  # which is of training
     if config.rope_scaling is not None:
         model["rope_scaling"]["rope_type"] = config.rope_scaling.rope_type
     (unfinished / _MODEL).write_text(json.dumps(model, indent=2) + "\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 from polyepo_jax.config.files import AnyConfig
 from polyepo_jax.errors import InputError
-from polyepo_jax.model import ModelConfig
+from polyepo_jax.model import ModelConfig, ModelNumerics
 from polyepo_jax.pods import object_storage
 from polyepo_jax.runs import model_directory, run_directory
 
@@ -45,10 +45,14 @@ def _with_shape(config: AnyConfig, shape_of: Callable[[AnyConfig], ModelConfig])
     if isinstance(config.model, ModelConfig):
         return config
     try:
-        model = dataclasses.replace(shape_of(config), **dataclasses.asdict(config.model))
+        model = dataclasses.replace(shape_of(config), **_fields(config.model))
         return dataclasses.replace(config, model=model)
     except ValueError as error:
         raise InputError(str(error)) from error
+
+
+def _fields(config: ModelNumerics) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def _tokenizer_dir(config: AnyConfig) -> str:

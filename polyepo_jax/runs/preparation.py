@@ -1,4 +1,4 @@
-"""What is checked before a command starts: problems that fit, parameters that are there, a judge that can work."""
+"""What is checked before a command starts: problems that fit, a judge that can work."""
 
 import dataclasses
 import hashlib
@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from polyepo_jax.config import Config, RunConfig
-from polyepo_jax.config.meshes import abstract_params, mesh_of, prompts_to_tokenize
+from polyepo_jax.config.meshes import mesh_of, prompts_to_tokenize
 from polyepo_jax.config.static_arguments import num_updates
-from polyepo_jax.errors import InputError, warn_on_stderr
+from polyepo_jax.errors import InputError
 from polyepo_jax.grading import JudgeConfig
 from polyepo_jax.judges import Rubric
-from polyepo_jax.model import logical_axes
-from polyepo_jax.pods import collectives, object_storage, processes
-from polyepo_jax.runs import model_directory, run_directory
-from polyepo_jax.runs.checkpoints import CheckpointError, Checkpoints
-from polyepo_jax.sharding import Mesh, param_shardings
+from polyepo_jax.pods import collectives
+from polyepo_jax.runs import run_directory
+from polyepo_jax.sharding import Mesh
 from polyepo_jax.tasks import Problem, Split
 from polyepo_jax.training import data
 
@@ -48,34 +46,6 @@ def _check_tokenizer(config: RunConfig) -> None:
             f"the tokenizer's largest id is {largest}, but the model's embedding has model.vocab_size = "
             f"{config.model.vocab_size} rows: this is another model's tokenizer"
         )
-
-
-def load_params(directory: Path, config: RunConfig, mesh: Mesh, step: int | None = None) -> tuple[Any, int]:
-    """The params of a run directory's newest readable checkpoint (or that of `step`), for `config.model`.
-
-    Returns:
-      The params, placed on the mesh, and their step.
-
-    Raises:
-      InputError: no such checkpoint, one of another model, one that is not finite, or only damaged ones.
-    """
-    directory = object_storage.working_copy(directory)
-    run = run_directory.read_config(directory)
-    if not (object_storage.home(directory) / "checkpoints").is_dir():
-        raise InputError(f"{directory} has no checkpoints: train it first, or give another run directory")
-    model_directory.check_same(f"the checkpoint in {directory}", run.model, config.model)
-    abstract = abstract_params(config.model)
-    checkpoints = Checkpoints(object_storage.home(directory), read_only=True)
-    try:
-        shardings = param_shardings(mesh, logical_axes(config.model))
-        warn = warn_on_stderr if processes.is_primary() else lambda line: None
-        params, found = checkpoints.restore_params(abstract, shardings, warn, step)
-    except CheckpointError as error:
-        raise InputError(str(error)) from error
-    finally:
-        checkpoints.close()
-    model_directory.check_finite(f"checkpoint {found} of {directory}", params)
-    return params, found
 
 
 def check_judge(judge: JudgeConfig, num_responses: int) -> None:

@@ -1,7 +1,7 @@
 """Saving in the course of a run: what is written before what, and what becomes of a checkpoint that cannot be."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from polyepo_jax.config import RunConfig
@@ -9,6 +9,7 @@ from polyepo_jax.errors import RunError, warn_on_stderr
 from polyepo_jax.runs.checkpoints import Checkpoints, SaveError
 from polyepo_jax.runs.journal import Journal
 from polyepo_jax.training.update import TrainState
+from polyepo_jax.types import Rollouts
 
 
 class Saving:
@@ -32,7 +33,7 @@ class Saving:
         """Steps that have a checkpoint."""
         return self._checkpoints.steps()
 
-    def save(self, state: TrainState, meta: Mapping[str, Any], needed: bool) -> None:
+    def save(self, state: TrainState, meta: Mapping[str, Any], in_flight: Sequence[Rollouts], needed: bool) -> None:
         """Starts to save; `needed` where the run ends with it.
 
         Raises:
@@ -41,7 +42,7 @@ class Saving:
         with self._errors():
             self._checkpoints.wait()
         with self._errors(needed):
-            self._checkpoints.save(state, meta)
+            self._checkpoints.save(state, meta, in_flight)
 
     def wait(self, needed: bool = False) -> None:
         """Returns when what was started is written; raises RunError as `save` does."""

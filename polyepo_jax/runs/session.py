@@ -7,6 +7,8 @@ Of several processes all go through the same code at the same point, and process
 lines for the user.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
@@ -18,19 +20,22 @@ import jax
 from polyepo_jax.config import RunConfig
 from polyepo_jax.config.files import to_json
 from polyepo_jax.errors import InputError, Interrupted, RunError
+from polyepo_jax.model import joined
 from polyepo_jax.pods import collectives, object_storage, processes
 from polyepo_jax.runs import run_directory
 from polyepo_jax.runs.checkpoints import Checkpoints, any_checkpoint
 from polyepo_jax.runs.evaluating import evaluate, is_due
+from polyepo_jax.runs.initial import Initial, make_initial
 from polyepo_jax.runs.journal import Journal
 from polyepo_jax.runs.preparation import prepare
 from polyepo_jax.runs.profiling import Profiler
-from polyepo_jax.runs.restoring import Initial, make_initial, restore, run_meta
+from polyepo_jax.runs.restoring import ToCome, restore, run_meta
 from polyepo_jax.runs.saving import Saving, close
 from polyepo_jax.runs.step_numbers import Deferred, settle
 from polyepo_jax.runs.stopping import Stopping
 from polyepo_jax.runs.watchdog import Watchdog
 from polyepo_jax.training.data import PromptBatch
+from polyepo_jax.training.rollouts import InFlight, Sampled
 from polyepo_jax.training.update import UpdateSpec, state_shardings
 
 
@@ -39,8 +44,13 @@ class Session:
 
     Attributes:
       state: the train state; the loop replaces it.
+      step: the present one, counting from 0; so many are done.
       mesh: of all devices.
-      reference_params: the initial policy if the loss or kl/start needs it, else ().
+      frozen: the model's parameters that are not trained, or ().
+      reference_params: as `state.params`, of the initial policy if the loss or kl/start needs it, else ().
+      in_flight: rollouts that were sampled for steps to come, in their order; the loop adds and takes, checkpoints hold
+        them.
+      restored: those of the checkpoint that the run goes on from; the loop takes them there, to be graded again.
       stopping: who is asked to end the run.
       complete: whether the run is at its last step.
     """
@@ -73,12 +83,15 @@ class Session:
         # A run that has checkpoints goes on from them, also when what it started from is gone by now.
         self._initial: Initial | None = None
         if not any_checkpoint(object_storage.home(directory)):
-            self._initial = make_initial(self._prepared, self._shardings.params)
+            self._initial = make_initial(config, self.mesh)
         self.stopping = Stopping(self.mesh)
+        self.in_flight: collections.deque[InFlight] = collections.deque()
+        self.restored: list[Sampled] = []
+        self._positions: list[Any] = []  # of the data, before the prompts of steps to come and of the present one
         self._deferred: Deferred | None = None
         self._pusher = object_storage.Pusher(directory)
         self._stack = contextlib.ExitStack()
-        self._step = self._nonfinite_in_a_row = 0
+        self.step = self._nonfinite_in_a_row = 0
         self.complete = False
         self._settled_at = time.perf_counter()
         self._aside_s = 0.0  # evaluating and saving since then, which is no part of a step
@@ -92,9 +105,12 @@ class Session:
             stack.callback(close, checkpoints)
             restored = restore(self._prepared, self._spec, self._shardings, checkpoints, self._initial)
             self._initial = None
-            self.state, self.reference_params = restored.state, restored.reference_params
-            self._init_step, self._unevaluated = restored.init_step, restored.unevaluated
+            self.state, self.frozen, self.reference_params = restored.state, restored.frozen, restored.reference_params
+            self._init_step, self._fingerprints = restored.init_step, restored.fingerprints
+            self._unevaluated = restored.unevaluated
             first_step = int(self.state.step)
+            if first_step < self._config.max_steps:  # else nothing is graded any more
+                self.restored = [Sampled(self.next_prompts(), *kept) for kept in restored.in_flight]
             # A step that is still to be evaluated has its metrics written after that, again if need be.
             last_written = first_step if self._unevaluated is None else first_step - 1
             self._journal = stack.enter_context(
@@ -150,10 +166,15 @@ class Session:
         self._watchdog.start()
         stack.callback(self._watchdog.close)
 
+    @property
+    def params(self) -> Any:
+        """All parameters of the policy, those that are frozen included."""
+        return joined(self.state.params, self.frozen)
+
     # --- the steps ---
 
-    def steps(self) -> Iterator[tuple[int, PromptBatch]]:
-        """Yields (step, prompts), step counting from 0; the loop body must `defer` its numbers.
+    def steps(self) -> Iterator[int]:
+        """Yields steps, counting from 0; the loop body must `defer` its numbers.
 
         After the body it saves, evaluates and stops as the config and signals say.
         """
@@ -173,10 +194,11 @@ class Session:
             return
         self._settled_at, self._aside_s = time.perf_counter(), 0.0
         for step in range(first_step, config.max_steps):
-            self._step = step
+            self.step = step
             self._profiler.before_step(step - first_step)
-            self._data_before_step = self._data.get_state()
-            yield step, self.next_prompts()
+            del self._positions[: len(self._positions) - len(self.in_flight)]
+            self._before_step = self._to_come()
+            yield step
             done = step + 1
             # Saving and evaluating read the state: the step is settled first, nothing else being under way.
             save = done % config.save_interval_steps == 0 or done == config.max_steps
@@ -184,7 +206,7 @@ class Session:
             if save or is_due(config, done) or self.stopping.answer(self._has_news()):
                 stop = self._settle_and_ask()
             if save or stop:
-                self._save(needed=stop or done == config.max_steps)
+                self._save(self._to_come(), needed=stop or done == config.max_steps)
             if stop and (done < config.max_steps or self._unevaluated is not None):
                 self._finish_saving()
                 self._say_stopped(done, "" if self._unevaluated is None else "its evaluation not done")
@@ -217,7 +239,8 @@ class Session:
         self.say(f"stopped at step {done} of {self._config.max_steps}{remark}; go on with: {self._resume_command}")
 
     def next_prompts(self) -> PromptBatch:
-        """Another batch of prompts within a step; the next step goes on behind it."""
+        """The next batch of prompts: of the present step, another one within it, or of a step to come."""
+        self._positions.append(self._data.get_state())
         return next(self._data)
 
     def ask_whether_to_stop(self) -> None:
@@ -230,13 +253,15 @@ class Session:
         return self.stopping.requested or self._saving.failed
 
     def defer(self, step: int, stats: Mapping[str, jax.Array], metrics: dict[str, float]) -> None:
-        """Takes the numbers of a step whose update was just dispatched; they are read one step later.
+        """Takes the numbers of a step whose update was just dispatched; they are read one step later. Settles the step
+        before, where nothing was sampled meanwhile.
 
         Args:
           step: updates done after this one.
           stats: from `train_step` and `kl_to_start`, still being computed.
           metrics: known on the host already.
         """
+        self.settle()
         self._deferred = Deferred(step, stats, metrics, time.perf_counter())
 
     def settle(self) -> float:
@@ -276,14 +301,22 @@ class Session:
         if is_due(self._config, step):
             try:
                 with self._watchdog.aside("evaluation"):
+                    self._wait_for_task()
                     self.stopping.raise_if_requested("an evaluation was due")
-                    evaluation = evaluate(self._prepared, self.state.params, lambda: self.stopping.requested, self.say)
+                    evaluation = evaluate(self._prepared, self.params, lambda: self.stopping.requested, self.say)
             except Interrupted:
                 self._unevaluated = metrics
                 return
             metrics = metrics | evaluation
             self._aside_s += evaluation["time/eval_s"]
         self._journal.write(step, metrics)
+
+    def _wait_for_task(self) -> None:
+        """Until it has graded what is in flight: it need not bear an evaluation's calls beside those of training."""
+        groups = [group for waiting in self.in_flight for group in waiting.own.submitted]
+        calls = [call for group in groups for call in group.by_task]
+        while concurrent.futures.wait(calls, timeout=1.0).not_done and not self.stopping.requested:
+            pass
 
     # --- saving ---
 
@@ -307,21 +340,26 @@ class Session:
     def _save_before_step(self) -> int:
         """Leaves a checkpoint to take the present step up again from, with the same prompts; returns the steps done."""
         self.settle()
-        self._data.set_state(self._data_before_step)
         self._saving.wait()
         step = int(self.state.step)
         if step and step not in self._saving.steps():
-            self._save(needed=True)
+            self._save(self._before_step, needed=True)
             self._finish_saving()
         return step
 
-    def _save(self, needed: bool) -> None:
+    def _to_come(self) -> ToCome:
+        """What a checkpoint that is made now would go on with."""
+        position = self._positions[-len(self.in_flight)] if self.in_flight else self._data.get_state()
+        return ToCome(position, tuple(waiting.sampled for waiting in self.in_flight))
+
+    def _save(self, to_come: ToCome, needed: bool) -> None:
         """Starts to save; `needed` where the run ends with it."""
         start = time.perf_counter()
         # The log first: what a checkpoint continues from must be on the disk before the checkpoint is.
         self._journal.keep(needed)
         with self._watchdog.aside("save"):
-            self._saving.save(self.state, run_meta(self._prepared, self._init_step, self._unevaluated), needed)
+            meta = run_meta(self._prepared, to_come, self._init_step, self._fingerprints, self._unevaluated)
+            self._saving.save(self.state, meta, to_come.rollouts, needed)
         self._aside_s += time.perf_counter() - start
 
     def _finish_saving(self) -> None:
@@ -334,12 +372,12 @@ class Session:
 
     def wants_samples(self) -> bool:
         """Whether generations of the present step go to samples.jsonl."""
-        return self._step % self._config.logging.samples_interval_steps == 0
+        return self.step % self._config.logging.samples_interval_steps == 0
 
     def wants_kl(self) -> bool:
         """Whether the present step says how far the policy has gone from the initial one."""
         interval = self._config.logging.kl_interval_steps
-        return interval > 0 and (self._step + 1) % interval == 0
+        return interval > 0 and (self.step + 1) % interval == 0
 
     def write_samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Appends generations to samples.jsonl."""

@@ -17,6 +17,7 @@ _NAMES = {
     "ratio_mean": "loss/ratio_mean",
     "ratio_max": "loss/ratio_max",
     "importance_capped_frac": "loss/importance_capped_frac",
+    "effective_sample_size": "policy/effective_sample_size",
     "kl": "loss/kl",
     "start_kl": "kl/start",
     "nonfinite": "loss/nonfinite_updates",

@@ -4,6 +4,7 @@ from polyepo_jax.sampling.choose import LabelSpec as LabelSpec
 from polyepo_jax.sampling.choose import choose_labels as choose_labels
 from polyepo_jax.sampling.generate import Finished as Finished
 from polyepo_jax.sampling.generate import Rollout as Rollout
+from polyepo_jax.sampling.generate import abstract_rollouts as abstract_rollouts
 from polyepo_jax.sampling.generate import generate as generate
 from polyepo_jax.sampling.generate import own_prompts as own_prompts
 from polyepo_jax.sampling.methods import Sampling as Sampling

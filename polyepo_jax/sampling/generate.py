@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from polyepo_jax.model import ModelConfig
 from polyepo_jax.model.decode_attention import TRITON_BLOCK
 from polyepo_jax.pods import collectives
 from polyepo_jax.sampling import slots as on_devices
@@ -73,6 +74,13 @@ def first_ring(max_completion_length: int, least: int, multiple: int = 1) -> int
     or all if these are fewer, rounded up. Rings of two limits that differ by a factor of two are the same."""
     doublings = max(max_completion_length // least, 1).bit_length() - 1
     return -(-max_completion_length // (2**doublings * multiple)) * multiple
+
+
+def abstract_rollouts(model: ModelConfig, num_prompts: int, num_generations: int, length: int) -> Rollouts:
+    """Shapes and dtypes of rollouts of so many tokens at most."""
+    shape = num_prompts, num_generations, length
+    shapes = [(shape, np.int32), (shape, bool), (shape, on_devices.logprob_dtype(model)), (shape[:2], bool)]
+    return Rollouts(*(jax.ShapeDtypeStruct(*x) for x in shapes))  # type: ignore[arg-type]
 
 
 class Rollout:

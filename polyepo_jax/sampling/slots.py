@@ -18,10 +18,12 @@ from polyepo_jax.model import (
     decode_step,
     each_layer,
     logical_axes,
+    merged,
     prompt_cache,
     twice,
     unembed,
     unstacked,
+    without_adapters,
 )
 from polyepo_jax.sampling.methods import Sampling, sample_token
 from polyepo_jax.sharding import constrain, everywhere, gathered, mesh_platform, num_row_shards_in_use
@@ -133,17 +135,32 @@ def _transposes() -> bool:
 
 def sampling_config(config: ModelConfig) -> ModelConfig:
     """The model that `prepare` makes of one."""
+    config = without_adapters(config)
     return dataclasses.replace(config, tie_word_embeddings=False) if _transposes() else config
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def prepare(spec: GenerationSpec, params: Any) -> Any:
-    """The parameters as a rollout reads them, of `sampling_config`."""
+    """The parameters as a rollout reads them, of `sampling_config`: adapters are merged, once for all tokens."""
+    if spec.model.lora is not None:
+        if _unstacks(spec):  # first, so that the merged layers are not held twice
+            params = unstacked(params)
+        params = merged(spec.model, params, spec.model.dtype)[1]
     if spec.gather_weights:
-        params = gathered(params, logical_axes(spec.model), spec.model.dtype)
+        params = _gathered(without_adapters(spec.model), params)
     if _transposes() and spec.model.tie_word_embeddings:
         params = {**params, "lm_head": params["embed_tokens"].T}
-    return unstacked(params) if _unstacks(spec) else params
+    return unstacked(params) if _unstacks(spec) and not isinstance(params["layers"], tuple) else params
+
+
+def _gathered(model: ModelConfig, params: Any) -> Any:
+    """`sharding.gathered`, of layers in a tuple too."""
+    axes, layers = logical_axes(model), params["layers"]
+    if not isinstance(layers, tuple):
+        return gathered(params, axes, model.dtype)
+    of_layer = jax.tree.map(lambda names: names[1:], axes["layers"], is_leaf=lambda x: isinstance(x, tuple))
+    outer = {name: gathered(params[name], axes[name], model.dtype) for name in axes if name != "layers"}
+    return {**outer, "layers": tuple(gathered(layer, of_layer, model.dtype) for layer in layers)}
 
 
 def _by_part(function, *arrays: Array) -> Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -55,6 +56,11 @@ def completions_of(rollouts: Rollouts) -> Completions:
     return Completions(
         mask_PNT.sum(axis=2), np.sum(logprobs_PNT, axis=2, where=mask_PNT), np.asarray(rollouts.truncated_PN)
     )
+
+
+def join(parts: Sequence[Completions]) -> Completions:
+    """Those of successive prompts in one."""
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def rollout_metrics(completions: Completions, grades: Grades, advantages_PN: np.ndarray) -> dict[str, float]:

@@ -11,7 +11,16 @@ import jax.numpy as jnp
 import optax
 
 from polyepo_jax.losses import PolicyLoss, SupervisedLoss, token_logprobs
-from polyepo_jax.model import ModelConfig, hidden_states, logical_axes, output_params, rounded_output, unembed
+from polyepo_jax.model import (
+    ModelConfig,
+    hidden_states,
+    joined,
+    logical_axes,
+    output_params,
+    rounded_output,
+    split,
+    unembed,
+)
 from polyepo_jax.model.attention import kernel_of
 from polyepo_jax.sampling import Sampling
 from polyepo_jax.sharding import (
@@ -26,7 +35,7 @@ from polyepo_jax.sharding import (
     replicated,
 )
 from polyepo_jax.training.packing import Packed, folding, pack, permuted
-from polyepo_jax.training.update_numbers import combined, of_no_update, per_token, summary
+from polyepo_jax.training.update_numbers import combined, of_no_update, per_token, summary, weight_sums
 from polyepo_jax.types import Array, Batch
 
 
@@ -93,6 +102,7 @@ class UpdateSpec:
     max_logits: logits that a device holds at a time, at most, except that there are those of one position of its rows,
       and of half as many positions as a hidden state has components: with fewer, summing up the table's gradient takes
       longer than computing it. The default is 128 MiB of float32.
+    stale: an earlier policy sampled the batch: how unequally that weighs its tokens is among the numbers.
     """
 
     model: ModelConfig
@@ -106,6 +116,7 @@ class UpdateSpec:
     micro_batch_rows: int | None = None
     skip_zero_advantage: bool = False
     max_logits: int = 2**25
+    stale: bool = False
 
     @property
     def updates_once(self) -> bool:
@@ -129,7 +140,7 @@ class TrainState:
     """All that an update changes.
 
     step: int32, batches seen.
-    params: of the model. opt_state: optax's.
+    params: those that are trained, as of `model.split`. opt_state: optax's.
     nonfinite_in_a_row: int32, latest consecutive updates that were skipped because loss or gradient were not finite.
     """
 
@@ -140,7 +151,7 @@ class TrainState:
 
 
 def init_state(spec: UpdateSpec, params) -> TrainState:
-    """A state at step 0 that starts from `params`."""
+    """A state at step 0 that starts from `params`, which are those that are trained."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -151,7 +162,7 @@ def init_state(spec: UpdateSpec, params) -> TrainState:
 
 def state_shardings(spec: UpdateSpec, mesh: Mesh) -> Any:
     """A TrainState of shardings: moments lie beside their parameters, scalars everywhere."""
-    shardings = param_shardings(mesh, logical_axes(spec.model))
+    shardings, _ = split(param_shardings(mesh, logical_axes(spec.model)))
     optimizer = spec.optimizer.build(spec.learning_rate)
     # The optimizer's tree with the parameters' shardings in place of the parameters, the rest replicated.
     abstract = jax.eval_shape(optimizer.init, jax.tree.map(lambda _: jax.ShapeDtypeStruct((), jnp.float32), shardings))
@@ -167,7 +178,11 @@ def state_shardings(spec: UpdateSpec, mesh: Mesh) -> Any:
 
 
 def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Array:
-    """The model's logprob of each trained token given those of its text before it, [R, T], nats; else 0."""
+    """The model's logprob of each trained token given those of its text before it, [R, T], nats; else 0.
+
+    Args:
+      params: all of the model's.
+    """
     hidden_RTD, _ = hidden_states(
         spec.model, params, packed.tokens_RT, packed.positions_RT, segments_BT=packed.segments_RT
     )
@@ -178,18 +193,20 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
 
     def score(shared, hidden_RTD, targets_RT, trained_RT):
         output, num_trained = shared
-        rounded = rounded_output(spec.model, output)
+        constants = rounded_output(spec.model, output)
+        if spec.model.lora is not None:  # frozen: no gradient is to be summed up
+            output, constants = {}, output | constants
         hidden_RTD = constrain(hidden_RTD, "batch", None, None)
 
-        def logits(output, rounded, hidden_RCD):
-            logits_RCV = unembed(spec.model, output | rounded, hidden_RCD)
+        def logits(output, constants, hidden_RCD):
+            logits_RCV = unembed(spec.model, output | constants, hidden_RCD)
             return jax.vmap(jax.vmap(spec.sampling.transform))(logits_RCV)
 
         # The rows are this device's; their logits are cut further along the vocabulary.
         mesh = jax.sharding.get_abstract_mesh()
         chunk_length = spec.chunk_length(targets_RT.shape[0], 1 if mesh.empty else mesh.shape["tensor"])
         if fold == 0:
-            logprobs_RT = token_logprobs(logits, output, hidden_RTD, targets_RT, chunk_length, constants=rounded)
+            logprobs_RT = token_logprobs(logits, output, hidden_RTD, targets_RT, chunk_length, constants=constants)
         else:
             # What is trained first: as much as a bin of full rows trains, then what one of short rows may have beyond.
             usual = packed.tokens_RT.shape[1] - fold * spec.prompt_length
@@ -201,7 +218,7 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
             chunk_length = min(chunk_length, usual)
             cuts = (0, first_length, None), (first_length, targets_RT.shape[1], num_trained - first_length)
             parts = [
-                token_logprobs(logits, output, hidden_RTD[:, a:b], targets_RT[:, a:b], chunk_length, wanted, rounded)
+                token_logprobs(logits, output, hidden_RTD[:, a:b], targets_RT[:, a:b], chunk_length, wanted, constants)
                 for a, b, wanted in cuts
                 if a < b
             ]
@@ -215,11 +232,14 @@ def packed_logprobs(spec: UpdateSpec, params, packed: Packed, fold: int) -> Arra
     return jnp.pad(logprobs_RT, ((0, 0), (first, 0)))
 
 
-def _sums(spec: UpdateSpec, fold: int, params, packed: Packed, reference_params) -> tuple[Array, dict[str, Array]]:
+def _sums(
+    spec: UpdateSpec, fold: int, frozen, params, packed: Packed, reference_params
+) -> tuple[Array, dict[str, Array]]:
     """The loss before normalisation, and sums for the metrics."""
-    logprobs = packed_logprobs(spec, params, packed, fold)
+    logprobs = packed_logprobs(spec, joined(params, frozen), packed, fold)
     reference = logprobs
     if spec.loss.needs_reference:
+        reference_params = joined(reference_params, frozen)
         reference = jax.lax.stop_gradient(packed_logprobs(spec, reference_params, packed, fold))
     # Where a step has one update, the policy before it is the one at hand.
     proximal = jax.lax.stop_gradient(logprobs) if spec.updates_once else packed.proximal_logprobs_RT
@@ -228,6 +248,8 @@ def _sums(spec: UpdateSpec, fold: int, params, packed: Packed, reference_params)
     sums["tokens"] = jnp.sum(trained)
     sums["all_tokens"] = jnp.sum(packed.segments_RT != 0)
     sums["gap"] = jnp.sum(jnp.where(trained, jnp.abs(logprobs - sampler), 0))
+    if spec.stale:
+        sums |= weight_sums(logprobs, sampler, trained)
     return jnp.sum(losses * packed.weights_RT), sums
 
 
@@ -241,7 +263,7 @@ def _pack(spec: UpdateSpec, batch: Batch, fold: int) -> Packed:
     return pack(batch, weights_B.astype(jnp.promote_types(spec.model.dtype, jnp.float32)), kept_B, fold)
 
 
-def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=()):
+def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=(), frozen=()):
     """Loss of a mini-batch, its gradient and sums for the metrics, accumulated over micro-batches.
 
     The same numbers, up to rounding, for any `micro_batch_rows`: rows are summed, then divided once. With
@@ -251,7 +273,7 @@ def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=(
     micro_rows = spec.micro_batch_rows or num_rows
     fold = folding(kernel_of(spec.model), num_rows, micro_rows, length, num_devices_in_use())
     packed = _pack(spec, batch, fold)
-    gradient_of = jax.value_and_grad(functools.partial(_sums, spec, fold), has_aux=True)
+    gradient_of = jax.value_and_grad(functools.partial(_sums, spec, fold, frozen), has_aux=True)
 
     if micro_rows == num_rows:
         (loss, sums), gradient = gradient_of(params, packed, reference_params)
@@ -275,7 +297,7 @@ def loss_and_gradient(spec: UpdateSpec, params, batch: Batch, reference_params=(
 
 
 def _with_proximal_logprobs(spec: UpdateSpec, params, batch: Batch) -> Batch:
-    """The batch with what the policy says of its tokens before the first update."""
+    """The batch with what the policy of these parameters, all of them, says of its tokens before the first update."""
     num_rows = batch.tokens_BT.shape[0]
     packed = _pack(dataclasses.replace(spec, skip_zero_advantage=False), batch, 0)
     parts = _split_rows(packed, num_rows // (spec.micro_batch_rows or spec.mini_batch_rows or num_rows))
@@ -301,26 +323,24 @@ def _split_rows(tree: Any, num_parts: int) -> Any:
     return jax.tree.map(split, tree)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def pass_step(state: TrainState) -> tuple[TrainState, dict[str, Array]]:
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def pass_step(spec: UpdateSpec, state: TrainState) -> tuple[TrainState, dict[str, Array]]:
     """Counts a step whose batch has nothing to train on, every advantage being 0 and the loss without a KL term.
 
     Parameters, moments and the schedule stay: Adam would move the parameters on by its momentum.
 
-    Args:
-      state: donated.
-
     Returns:
-      The new state, and scalars as of `train_step`: a learning rate of 0, for nothing is updated, and NaN for what is
-      said of tokens, of which there were none.
+      The new state (the old one is donated), and scalars as of `train_step`: a learning rate of 0, for nothing is
+      updated, and NaN for what is said of tokens, of which there were none.
     """
     new = dataclasses.replace(state, step=state.step + 1)
-    return new, of_no_update() | {"nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
+    stats = of_no_update(spec.loss.importance_cap is not None, spec.stale)
+    return new, stats | {"nonfinite_in_a_row": new.nonfinite_in_a_row + 0}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def train_step(
-    spec: UpdateSpec, state: TrainState, batch: Batch, reference_params=()
+    spec: UpdateSpec, state: TrainState, batch: Batch, reference_params=(), frozen=()
 ) -> tuple[TrainState, dict[str, Array]]:
     """Updates the state on a batch: `num_iterations` passes of one optimizer update a mini-batch.
 
@@ -330,26 +350,28 @@ def train_step(
       spec: static.
       state: donated.
       batch: B rows, cut into mini-batches in order.
-      reference_params: the initial policy, where the loss has a KL term.
+      reference_params: the initial policy's, where the loss has a KL term; like the state's.
+      frozen: the model's other parameters, as of `model.split`: no gradient of them is computed.
 
     Returns:
       The new state, and scalars: `loss`, `grad_norm`, `clip_frac`, `kl`, `learning_rate`, means over the updates, and
       `importance_capped_frac` where the loss has an importance cap; `ratio_mean` and `ratio_max` of the ratio that the
       loss clips, over tokens and updates; `sampler_gap`, the mean |trainer logprob - sampler logprob| before the first
-      update, nats (like `clip_frac` and the ratio's of the rows that were not skipped; NaN if all were); `tokens`, real
-      ones of prompts and completions that all updates went through; `nonfinite`, updates skipped, and
-      `nonfinite_in_a_row` of the new state.
+      update, nats (like `clip_frac` and the ratio's of the rows that were not skipped; NaN if all were), and where the
+      batch is stale `effective_sample_size`, as of `update_numbers`, of the same tokens; `tokens`, real ones of prompts
+      and completions that all updates went through; `nonfinite`, updates skipped, and `nonfinite_in_a_row` of the new
+      state.
     """
     num_rows = batch.tokens_BT.shape[0]
     num_mini_batches = num_rows // (spec.mini_batch_rows or num_rows)
     optimizer, schedule = spec.optimizer.build(spec.learning_rate), spec.optimizer.schedule(spec.learning_rate)
     if spec.loss.importance_cap is not None and not spec.updates_once:
-        batch = _with_proximal_logprobs(spec, state.params, batch)
+        batch = _with_proximal_logprobs(spec, joined(state.params, frozen), batch)
     mini_batches = _split_rows(batch, num_mini_batches)
 
     def update(state: TrainState, index: Array):
         mini_batch = jax.tree.map(lambda x: x[index % num_mini_batches], mini_batches)
-        loss, gradient, sums = loss_and_gradient(spec, state.params, mini_batch, reference_params)
+        loss, gradient, sums = loss_and_gradient(spec, state.params, mini_batch, reference_params, frozen)
         grad_norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)

@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from polyepo_jax.config import Config, load
+from polyepo_jax.model import init, save_hf
 from tests.commands.test_train import assert_same_run
-from tests.tiny import rl_config
+from tests.tiny import MODEL, rl_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_compilations")]
 
@@ -28,17 +31,20 @@ def command_line(*arguments):
 
 
 CONFIG = """
+import dataclasses
 import os
 import pathlib
 import signal
 from polyepo_jax.runs.checkpoints import Checkpoints
 from polyepo_jax.runs.metric_writers import JsonLines
-from tests.commands.test_train import SignalsItself
-from tests.tiny import rl_config
+from tests.tiny import SignalsItself
+from polyepo_jax.config import AlgorithmConfig, InitConfig, LoRA, Polychromic, SetAdvantage
+from tests.tiny import MODEL, rl_config
 
 def get_config():
     return rl_config(task=SignalsItself(marker={marker!r}, at={at}, number=signal.SIGKILL), save_interval_steps={every},
-                     eval_interval_steps=3)
+                     eval_interval_steps=3, model=dataclasses.replace(MODEL, lora={lora}), init={init},
+                     algorithm=AlgorithmConfig(SetAdvantage(Polychromic(2)), staleness={staleness}))
 
 def die_before(cls, name, time=2):
     original = getattr(cls, name)
@@ -53,10 +59,11 @@ def die_before(cls, name, time=2):
 """
 
 
-def run_config(directory, name, *, at=-1, every=2, patch=""):
+def run_config(directory, name, *, at=-1, every=2, patch="", lora=None, init="InitConfig()", staleness=0):
     """Writes a config and runs it; the config dies where it is told to, once."""
     config = directory / f"{name}.py"
-    config.write_text(CONFIG.format(marker=str(directory / f"{name}.count"), at=at, every=every, patch=patch))
+    changes = {"at": at, "every": every, "patch": patch, "lora": lora, "init": init, "staleness": staleness}
+    config.write_text(CONFIG.format(marker=str(directory / f"{name}.count"), **changes))
     return command_line("polyepo_jax.train", "--config", str(config), "--run-dir", str(directory / name))
 
 
@@ -86,6 +93,30 @@ def test_kill_9_and_the_same_command_give_the_undisturbed_run(undisturbed, tmp_p
     assert again.returncode == 0, again.stderr
     assert_same_run(undisturbed, tmp_path / "run", rl_config())
     assert not (tmp_path / "run" / "corrupt_checkpoints").exists()
+
+
+def test_kill_9_and_the_same_command_give_the_undisturbed_run_of_adapters(tmp_path):
+    save_hf(tmp_path / "model", MODEL, jax.jit(init, static_argnums=0)(MODEL, jax.random.key(0)))
+    adapted = {"lora": "LoRA(4)", "init": f"InitConfig(model_dir={str(tmp_path / 'model')!r})"}
+    undisturbed = run_config(tmp_path, "undisturbed", **adapted)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed = run_config(tmp_path, "run", at=18, every=1, **adapted)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run_config(tmp_path, "run", at=18, every=1, **adapted)
+    assert again.returncode == 0, again.stderr
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run", load(tmp_path / "run", Config))
+
+
+@pytest.mark.parametrize("staleness", [1, 3])
+def test_kill_9_and_the_same_command_give_the_undisturbed_run_of_stale_rollouts(tmp_path, staleness):
+    undisturbed = run_config(tmp_path, "undisturbed", staleness=staleness)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    killed = run_config(tmp_path, "run", at=22, every=1, staleness=staleness)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = run_config(tmp_path, "run", at=22, every=1, staleness=staleness)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stderr
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "run", load(tmp_path / "run", Config))
 
 
 def test_commands_end_with_one_line_and_status_2_on_bad_input(tmp_path):

@@ -30,7 +30,7 @@ from polyepo_jax.model import (
 )
 from polyepo_jax.model.tokenizer import HFTokenizer
 from polyepo_jax.runs import model_directory
-from polyepo_jax.runs.preparation import load_params
+from polyepo_jax.runs.initial import load_params
 from polyepo_jax.runs.run_directory import read_config, write_json
 from polyepo_jax.sampling import GenerationSpec, Sampling
 from polyepo_jax.sampling.generate import generate

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import chex
@@ -20,12 +21,13 @@ from polyepo_jax.config.files import to_json
 from polyepo_jax.config.meshes import mesh_of
 from polyepo_jax.config.static_arguments import stream, update_spec
 from polyepo_jax.errors import InputError, RunError
-from polyepo_jax.grading import JudgeConfig
+from polyepo_jax.grading import Grader, JudgeConfig
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.pods import object_storage
 from polyepo_jax.runs import evaluating, session
-from polyepo_jax.runs.preparation import load_params, prepare
+from polyepo_jax.runs.initial import load_params
+from polyepo_jax.runs.preparation import prepare
 from polyepo_jax.runs.run_directory import write_json
 from polyepo_jax.sets import GRPO, MaxRL, Polychromic, SetAdvantage
 from polyepo_jax.sft import sft
@@ -35,7 +37,7 @@ from polyepo_jax.training import rollouts
 from polyepo_jax.training.batch import flatten
 from polyepo_jax.training.update import OptimizerConfig, init_state, pass_step, state_shardings
 from polyepo_jax.types import Prompts, Rollouts
-from tests.tiny import MODEL, EasyPolynomial, metrics_of, rl_config, sft_config
+from tests.tiny import MODEL, EasyPolynomial, SignalsItself, metrics_of, rl_config, sft_config
 
 COMMAND = "python -m polyepo_jax.train --config c.py"
 
@@ -126,26 +128,22 @@ def test_a_run_in_two_parts_with_other_intervals_is_the_same_run(finished, tmp_p
     assert_same_run(finished, directory, config)
 
 
-@dataclasses.dataclass(frozen=True)
-class SignalsItself(EasyPolynomial):
-    """Sends this process a signal when the clusterer is called for the `at`-th time, four times a step; once a file."""
-
-    marker: str = ""
-    at: int = 10
-    number: int = signal.SIGTERM
-
-    def cluster(self, problem, responses):
-        path = Path(self.marker)
-        calls = int(path.read_text()) + 1 if path.exists() else 1
-        path.write_text(str(calls))
-        if calls == self.at:
-            os.kill(os.getpid(), self.number)
-        return super().cluster(problem, responses)
-
-
 @pytest.mark.parametrize(("number", "at"), [(signal.SIGTERM, 10), (signal.SIGINT, 10), (signal.SIGTERM, 14)])
-def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, number, at):
-    # The tenth call is in step 3, the fourteenth in the evaluation after it, in its only wave.
+def test_a_signal_saves_and_says_how_to_go_on(finished, tmp_path, capfd, monkeypatch, number, at):
+    # The tenth call is in step 3, the fourteenth in the evaluation after it, which is done with its only wave: were it
+    # still handing over what it sampled, it would be given up.
+    collects = threading.Semaphore(0)
+
+    def collect(self, submitted, original=Grader.collect):
+        collects.release()
+        return original(self, submitted)
+
+    def interrupt(self, original=SignalsItself.interrupt):
+        assert all(collects.acquire(timeout=60) for _ in range(-(-at // 4)))
+        original(self)
+
+    monkeypatch.setattr(Grader, "collect", collect)
+    monkeypatch.setattr(SignalsItself, "interrupt", interrupt)
     task = SignalsItself(marker=str(tmp_path / "calls"), number=number, at=at)
     config = rl_config(task=task, save_interval_steps=100, eval_interval_steps=3)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
@@ -273,7 +271,7 @@ def test_momentum_does_not_move_a_step_without_any_advantage():
     moments = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state.opt_state)
     before = jax.device_get(dataclasses.replace(state, opt_state=moments))
     shardings = state_shardings(spec, make_mesh(MeshConfig(data=-1, fsdp=2)))
-    after, stats = pass_step(jax.device_put(before, shardings))
+    after, stats = pass_step(spec, jax.device_put(before, shardings))
     chex.assert_trees_all_equal(jax.device_get(after), dataclasses.replace(before, step=before.step + 1))
     assert all(jax.tree.leaves(jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), after, shardings)))
     assert float(stats["tokens"]) == float(stats["loss"]) == 0

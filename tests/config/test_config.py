@@ -149,6 +149,13 @@ def test_combined_objectives_are_config_values(tmp_path):
         (["--algorithm.mini-batch-size", "3"], r"mini_batch_size \(3 prompts\) must divide prompts_per_step \(4\)"),
         (["--algorithm.micro-batch-size", "5"], r"micro_batch_size \(5 generations\) must divide"),
         (["--algorithm.max-prompt-batches", "0"], r"max_prompt_batches must be at least 1, got 0"),
+        (["--algorithm.staleness", "-1"], r"staleness must be at least 0, got -1"),
+        (["--algorithm.staleness", "0.5"], r"--algorithm.staleness.*'0.5'"),
+        (["--algorithm.staleness", "6"], r"algorithm.staleness \(6\) must be less than max_steps \(6\)"),
+        (
+            ["--algorithm.staleness", "1", "--algorithm.max-prompt-batches", "5"],
+            r"staleness \(1\) needs max_prompt_batches = 1, got 5: which prompts dynamic sampling draws next depends",
+        ),
         (["--algorithm.skip-zero-advantage", "True"], r"set algorithm.micro_batch_size to less than .* 16 generations"),
         (
             ["--algorithm.skip-zero-advantage=True", "--algorithm.micro-batch-size=4", "--algorithm.loss.beta=0.1"],

@@ -19,7 +19,7 @@ from polyepo_jax.config.meshes import mesh_of
 from polyepo_jax.errors import InputError, RunError
 from polyepo_jax.grading import JudgeConfig, grader
 from polyepo_jax.judges import HTTPJudge, Rubric, Transport, rubric
-from polyepo_jax.runs.preparation import load_params
+from polyepo_jax.runs.initial import load_params
 from polyepo_jax.train import train
 from tests.judges.server import FAULTS, JudgeServer, Share
 from tests.tiny import metrics_of, rl_config

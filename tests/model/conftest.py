@@ -10,3 +10,8 @@ def transformers():
     torch.set_num_threads(1)  # of two they wait for each other longer than they compute
     library.utils.logging.disable_progress_bar()
     return library
+
+
+@pytest.fixture(scope="module")
+def peft(transformers):
+    return pytest.importorskip("peft")

@@ -8,9 +8,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import rich.console
 
 from polyepo_jax import plan
-from polyepo_jax.config import Config, SamplingConfig
+from polyepo_jax.config import Config, JudgeConfig, MeshJudge, SamplingConfig
 from polyepo_jax.config.files import load
 from polyepo_jax.config.meshes import why_not
 from polyepo_jax.errors import InputError
@@ -18,7 +19,8 @@ from polyepo_jax.planning import advice, programs
 from polyepo_jax.planning.advice import fewest_devices, largest_wave, nearest_change, peak_bytes
 from polyepo_jax.planning.estimate import shape_of
 from polyepo_jax.planning.hardware import GIB, parse_topology
-from polyepo_jax.planning.render import amount, duration, size
+from polyepo_jax.planning.plan import make_plan
+from polyepo_jax.planning.render import amount, duration, render, size
 from polyepo_jax.planning.rollout_estimate import rollout_memory, wave_rows
 from polyepo_jax.sharding import MeshConfig
 
@@ -75,6 +77,55 @@ def test_the_initial_policy_is_counted_where_it_is_kept(run, tiny):
     _, penalised = run(*arguments, "--algorithm.loss.beta", "0.1", "--logging.kl-interval-steps", "10")
     assert penalised["update"]["resident_bytes"] == 0
     assert penalised["update"]["estimate_bytes"]["weights"] == 2 * weights
+
+
+def test_rollouts_in_flight_are_counted(run, tiny):
+    arguments = "--config", tiny, "--topology", "v5e:2x2", "--estimate-only"
+    (said_before, lockstep), (said, ahead) = run(*arguments), run(*arguments, "--algorithm.staleness", "3")
+    # Of 3 steps a quarter of 16 generations of 8 tokens: 4 B, whether it counts 1 B, its logprob 4 B; and 1 B, if cut.
+    expected = 3 * 4 * (8 * 9 + 1)
+    for name in ("update", "rollout"):
+        for bytes_of in ("peak_bytes", "resident_bytes"):
+            assert ahead[name][bytes_of] - lockstep[name][bytes_of] == expected
+    seconds = 3 * ahead["step_seconds"]
+    assert ahead["staleness"] == {"steps": 3, "in_flight_bytes": expected, "hidden_judge_seconds": seconds}
+    assert lockstep["staleness"] == {"steps": 0, "in_flight_bytes": 0, "hidden_judge_seconds": 0}
+    assert "sampled 3 steps ahead with the parameters at hand: 0.0 MiB of a device are in flight" in words(said)
+    assert f"a step waits for no judge that takes less than {duration(seconds)}" in words(said)
+    assert "in flight" not in said_before
+    # Prompts that four devices do not divide lie on all of them.
+    _, ahead = run(*arguments, "--algorithm.staleness", "1", "--prompts-per-step", "3")
+    assert ahead["staleness"]["in_flight_bytes"] == 12 * (8 * 9 + 1)
+
+
+@pytest.mark.parametrize(("size", "v5e_rows"), [("1p7b", 128), ("4b", 64)])
+def test_adapters_fit_where_docs_say_so(run, size, v5e_rows):
+    """docs/one_device.md; what is said there of a v5e-8 compiles."""
+    config, one_gpu = ROOT / f"configs/math/qwen3_{size}_lora.py", ("--topology", "gpu:h100x1", "--estimate-only")
+    _, adapters = run("--config", config, *one_gpu)
+    _, every = run("--config", ROOT / f"configs/math/qwen3_{size}_polaris.py", *one_gpu, "--mesh.tensor", "1")
+    trained, all_trained = (
+        sum(plan["update"]["estimate_bytes"][name] for name in ("optimizer", "gradients")) for plan in (adapters, every)
+    )
+    assert adapters["fits"] is True
+    assert 0 < trained < 0.03 * all_trained
+    on_v5e = "--topology", "v5e:2x4", "--estimate-only", "--mesh.tensor", "4", "--sampling.max-rows", v5e_rows
+    assert run("--config", config, *on_v5e)[1]["fits"] is True
+    flags = f"--mesh.tensor 4 --sampling.max-rows {v5e_rows}"
+    assert f"`configs/math/qwen3_{size}_lora.py` | the same, `{flags}`" in (ROOT / "docs/one_device.md").read_text()
+
+
+def test_a_judge_on_the_mesh_is_not_hidden(tiny, capsys):
+    config = load(Path(tiny), Config)
+    config = dataclasses.replace(
+        config,
+        algorithm=dataclasses.replace(config.algorithm, staleness=1),
+        judge=JudgeConfig(MeshJudge("models/any")),
+    )
+    made = make_plan(config, parse_topology("v5e:2x2"), compiles=False)
+    assert made.hidden_seconds == 0
+    render(made, rich.console.Console())
+    assert "a judge on the mesh is not hidden by it" in words(capsys.readouterr().out)
 
 
 PHASE_KEYS = {"peak_bytes", "flops", "bound_by", "seconds"}

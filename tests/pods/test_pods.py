@@ -201,6 +201,23 @@ def test_shards_over_processes_are_restored_and_exported_by_any_number_of_them(t
 
 
 @pytest.mark.slow
+def test_rollouts_in_flight_are_taken_over_by_any_number_of_processes(tmp_path):
+    stale = "--algorithm.staleness", "2", "--algorithm.loss.importance-cap", "1.5", "--eval-interval-steps", "3"
+    alone = tmp_path / "alone"
+    run((1, 8), alone, *stale)
+    for shape in ((2, 4), (4, 1)):
+        directory = tmp_path / f"{shape[0]}"
+        shutil.copytree(alone, directory)
+        shutil.rmtree(directory / "checkpoints" / "6")
+        assert "going on from step 4 of 6" in run(shape, directory, *stale)
+        assert_equal_metrics(metrics_of(directory), metrics_of(alone))
+        assert (directory / "samples.jsonl").read_text() == (alone / "samples.jsonl").read_text()
+    run((2, 4), tmp_path / "from the start", *stale)
+    assert_equal_metrics(metrics_of(tmp_path / "from the start"), metrics_of(alone))
+    chex.assert_trees_all_close(params_of(tmp_path / "from the start"), params_of(alone), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation_saves_first(alone, tmp_path):
     directory = tmp_path / "run"
     evaluation = (

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 import sys
 import types
@@ -17,6 +18,7 @@ from orbax.checkpoint._src.futures.future import CommitFuture
 from polyepo_jax.losses import PolicyLoss
 from polyepo_jax.model import init
 from polyepo_jax.runs.checkpoints import (
+    IN_FLIGHT,
     CheckpointError,
     Checkpoints,
     RestoreError,
@@ -25,8 +27,9 @@ from polyepo_jax.runs.checkpoints import (
     orbax_threads,
 )
 from polyepo_jax.runs.checkpoints.manifests import Manifests
-from polyepo_jax.sharding import MeshConfig, make_mesh
+from polyepo_jax.sharding import MeshConfig, make_mesh, row_sharding, shard_rows
 from polyepo_jax.training.update import OptimizerConfig, UpdateSpec, init_state, state_shardings
+from polyepo_jax.types import Rollouts
 from tests.tiny import MODEL
 
 SPEC = UpdateSpec(MODEL, PolicyLoss(), OptimizerConfig(), learning_rate=1e-2, prompt_length=2)
@@ -46,18 +49,49 @@ def opened(directory, **options):
     return contextlib.closing(Checkpoints(directory, **options))
 
 
+def rollouts_at(step, num_prompts=8):
+    """Rollouts whose every number depends on the step, on the mesh of `state_at`."""
+    shape = num_prompts, 2, 3
+    tokens = np.arange(math.prod(shape), dtype=np.int32).reshape(shape) + step
+    rollouts = Rollouts(tokens, tokens % 3 == 0, np.float32(0.1) * tokens, tokens[:, :, 0] % 2 == 0)
+    return shard_rows(make_mesh(MeshConfig(data=8)), rollouts)
+
+
 def test_what_is_restored_is_what_was_saved_also_onto_another_mesh(tmp_path):
+    in_flight = [rollouts_at(3), rollouts_at(4)]
+    metas = {3: META, 4: META | {IN_FLIGHT: [{"num_steps": 2}, {"num_steps": 3}]}}
     with opened(tmp_path) as checkpoints:
-        checkpoints.save(state_at(3), META)
+        checkpoints.save(state_at(3), metas[3])
+        checkpoints.save(state_at(4), metas[4], in_flight)
+    assert not (tmp_path / "checkpoints" / "3" / IN_FLIGHT).exists()
+    assert IN_FLIGHT not in json.loads((tmp_path / "manifests" / "3.json").read_text())
     warnings = []
     mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    with opened(tmp_path) as checkpoints:
-        abstract = jax.eval_shape(lambda: state_at(0))
-        state, restored = checkpoints.restore_latest(abstract, state_shardings(SPEC, mesh), warnings.append)
-    chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(state_at(3)))
-    assert state.params["norm"]["scale"].sharding.mesh == mesh
-    assert restored == META
+    place = row_sharding(mesh, 8)
+    rollouts = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), in_flight[0])
+    for step, expected in ((4, in_flight), (3, [])):
+        with opened(tmp_path) as checkpoints:
+            abstract = jax.eval_shape(lambda: state_at(0))
+            state, restored, kept = checkpoints.restore_latest(
+                abstract, state_shardings(SPEC, mesh), warnings.append, rollouts
+            )
+        chex.assert_trees_all_equal(jax.device_get(state), jax.device_get(state_at(step)))
+        assert state.params["norm"]["scale"].sharding.mesh == mesh
+        assert restored == metas[step]
+        chex.assert_trees_all_equal(jax.device_get(kept), jax.device_get(expected))
+        assert all(x.sharding == place for x in jax.tree.leaves(kept))
+        shutil.rmtree(tmp_path / "checkpoints" / "4", ignore_errors=True)
     assert warnings == []
+
+
+def test_rollouts_of_another_shape_are_refused(tmp_path):
+    with opened(tmp_path) as checkpoints:
+        checkpoints.save(state_at(1), META | {IN_FLIGHT: [{}]}, [rollouts_at(1)])
+    arguments = jax.eval_shape(lambda: state_at(0)), state_shardings(SPEC, make_mesh(MeshConfig(data=8))), print
+    refusal = r"its in_flight\['0'\]\['completion_mask_PNT'\] is bool\[8, 2, 3\], expected bool\[16, 2, 3\]"
+    with opened(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=refusal):
+        checkpoints.restore_latest(*arguments, rollouts_at(1, num_prompts=16))
+    assert (tmp_path / "checkpoints" / "1").is_dir()
 
 
 def test_a_manifest_is_written_with_every_save_and_dropped_with_its_checkpoint(tmp_path):
@@ -208,7 +242,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     for name in ("2.orbax-checkpoint-tmp-5", "0.deleted"):
         (tmp_path / "checkpoints" / name).mkdir()
         (tmp_path / "checkpoints" / name / "part").touch()
-    state, _ = restored(tmp_path)
+    state, _, _ = restored(tmp_path)
     assert int(state.step) == 1
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
@@ -232,7 +266,7 @@ def test_a_damaged_file_is_found_named_and_passed_over(tmp_path, item, damage, s
     victim = largest_file(tmp_path / "checkpoints" / "2" / item)
     damage(victim)
     warnings = []
-    state, _ = restored(tmp_path, warnings.append)
+    state, _, _ = restored(tmp_path, warnings.append)
     assert int(state.step) == 1
     [warning] = warnings
     assert victim.name in warning
@@ -256,7 +290,7 @@ def test_a_manifest_of_another_run_is_not_its_own(tmp_path):
     manifest = tmp_path / "manifests" / "2.json"
     manifest.write_text(manifest.read_text().replace('"fingerprint": "f"', '"fingerprint": "g"'))
     warnings = []
-    state, _ = restored(tmp_path, warnings.append)
+    state, _, _ = restored(tmp_path, warnings.append)
     assert int(state.step) == 1
     assert "its manifest is of another run: fingerprint g, not f" in warnings[0]
 
@@ -306,7 +340,7 @@ def test_what_cannot_be_restored_without_being_damaged_is_not_moved(tmp_path, mo
                 RestoreError, match=r"checkpoint 2 .* not damaged: .*(RESOURCE_EXH|Stale).*same command"
             ):
                 restored(tmp_path)
-    state, _ = restored(tmp_path)
+    state, _, _ = restored(tmp_path)
     assert int(state.step) == 2
 
 
@@ -339,6 +373,6 @@ def test_a_manifest_that_was_cut_off_is_damage(tmp_path):
     written(tmp_path, 1, 2)
     (tmp_path / "manifests" / "2.json").write_text("")
     warnings = []
-    state, _ = restored(tmp_path, warnings.append)
+    state, _, _ = restored(tmp_path, warnings.append)
     assert int(state.step) == 1
     assert "its manifest is no JSON" in warnings[0]

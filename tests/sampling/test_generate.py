@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from polyepo_jax.model import ModelConfig, decode_step, forward, init, logical_axes, prompt_cache
+from polyepo_jax.model import (
+    LoRA,
+    ModelConfig,
+    decode_step,
+    forward,
+    init,
+    logical_axes,
+    merged,
+    prompt_cache,
+    split,
+)
 from polyepo_jax.sampling import GenerationSpec, Sampling, generate, slots
 from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings
 from polyepo_jax.types import Prompts
@@ -105,6 +115,25 @@ def test_tokens_do_not_depend_on_the_mesh(params, prompts, mesh_config):
     mesh = make_mesh(mesh_config)
     placed = jax.device_put(params, param_shardings(mesh, logical_axes(MODEL)))
     spread = generate(SPEC, placed, prompts, KEY, mesh)
+    np.testing.assert_array_equal(spread.tokens_PNT, alone.tokens_PNT)
+    np.testing.assert_allclose(spread.sampler_logprobs_PNT, alone.sampler_logprobs_PNT, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh_config", "gather_weights"),
+    [(MeshConfig(1, 4, 2), True), pytest.param(MeshConfig(2, 2, 2), False, marks=pytest.mark.slow)],
+)
+def test_adapters_are_sampled_as_the_weights_they_are_merged_into(params, prompts, mesh_config, gather_weights):
+    config = dataclasses.replace(MODEL, lora=LoRA(2, 8.0))
+    adapted = jax.jit(init, static_argnums=0)(config, jax.random.key(0))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    adapted = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(keys), x.shape), adapted)
+    alone = generate(SPEC, merged(config, adapted)[1], prompts, KEY)
+    assert not np.array_equal(alone.tokens_PNT, generate(SPEC, split(adapted)[1], prompts, KEY).tokens_PNT)
+    mesh = make_mesh(mesh_config)
+    placed = jax.device_put(adapted, param_shardings(mesh, logical_axes(config)))
+    spec = dataclasses.replace(SPEC, model=config, gather_weights=gather_weights)
+    spread = generate(spec, placed, prompts, KEY, mesh)
     np.testing.assert_array_equal(spread.tokens_PNT, alone.tokens_PNT)
     np.testing.assert_allclose(spread.sampler_logprobs_PNT, alone.sampler_logprobs_PNT, atol=1e-5)
 

@@ -9,17 +9,20 @@ import optax
 import pytest
 
 from polyepo_jax.losses import PolicyLoss
-from polyepo_jax.model import init
+from polyepo_jax.model import LoRA, init, logical_axes, split
 from polyepo_jax.planning.hlo import collectives, dot_flops
-from polyepo_jax.sharding import MeshConfig, make_mesh, shard_rows
+from polyepo_jax.sharding import MeshConfig, make_mesh, param_shardings, shard_rows
 from polyepo_jax.training.update import UpdateSpec, init_state, state_shardings, train_step
 from tests.training.test_update import MODEL, PROMPT, ROWS, SPEC, make_batch
 
-MESHES = [  # data, fsdp, tensor; two that cut by all of them, and those that show by which it goes wrong
-    (2, 2, 2),
-    (1, 4, 2),
-    *(pytest.param(axes, marks=pytest.mark.slow) for axes in ((8, 1, 1), (4, 2, 1), (1, 1, 8))),
-]
+# data, fsdp, tensor; two that cut by all of them, and those that show by which it goes wrong
+ALL_MESHES = ((2, 2, 2), (1, 4, 2), (8, 1, 1), (4, 2, 1), (1, 1, 8))
+
+
+def most_slow(num_quick):
+    return [*ALL_MESHES[:num_quick], *(pytest.param(axes, marks=pytest.mark.slow) for axes in ALL_MESHES[num_quick:])]
+
+
 MICRO_BATCHES = [None, 4, 2, 1]
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
 
@@ -34,27 +37,35 @@ class SGD:
         return optax.sgd(self.schedule(learning_rate))
 
 
-def case(dtype, skip_zero_advantage=False):
+def case(dtype, skip_zero_advantage=False, lora=None):
     """The update's spec, parameters and batch."""
-    model = dataclasses.replace(MODEL, dtype=dtype, param_dtype=dtype, num_hidden_layers=1)
+    model = dataclasses.replace(MODEL, dtype=dtype, param_dtype=dtype, num_hidden_layers=1, lora=lora)
     spec = UpdateSpec(
         model, PolicyLoss(), SGD(), 1.0, PROMPT, max_logits=SPEC.max_logits, skip_zero_advantage=skip_zero_advantage
     )
-    return spec, jax.jit(init, static_argnums=0)(model, jax.random.key(0)), make_batch(np.dtype(dtype))
+    params = jax.jit(init, static_argnums=0)(model, jax.random.key(0))
+    if lora is not None:  # the second of each pair is 0 at first, and the first then has no gradient
+        keys = iter(jax.random.split(jax.random.key(1), 99))
+        params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape, x.dtype), params)
+    return spec, params, make_batch(np.dtype(dtype))
 
 
 def updated(spec, params, batch, mesh=None):
     """Parameters and statistics after an update, on the host."""
-    state = init_state(spec, jax.tree.map(jnp.copy, params))
+    trained, frozen = split(params)
+    state = init_state(spec, jax.tree.map(jnp.copy, trained))
     if mesh is None:
-        return jax.device_get(train_step(spec, state, batch))
+        return jax.device_get(train_step(spec, state, batch, (), frozen))
     state = jax.device_put(state, state_shardings(spec, mesh))
+    if frozen:
+        frozen = jax.device_put(frozen, split(param_shardings(mesh, logical_axes(spec.model)))[1])
     with jax.set_mesh(mesh):
-        state, stats = train_step(spec, state, shard_rows(mesh, batch))
+        state, stats = train_step(spec, state, shard_rows(mesh, batch), (), frozen)
+    by_tensor, by_fsdp = ("up_proj_lora_b", "up_proj_lora_a") if frozen else ("up_proj", "up_proj")
     if mesh.shape["tensor"] > 1:
-        assert "tensor" in state.params["layers"]["mlp"]["up_proj"].sharding.spec
+        assert "tensor" in state.params["layers"]["mlp"][by_tensor].sharding.spec
     if mesh.shape["fsdp"] > 1:
-        assert "fsdp" in jax.tree.leaves(tuple(state.params["layers"]["mlp"]["up_proj"].sharding.spec))
+        assert "fsdp" in jax.tree.leaves(tuple(state.params["layers"]["mlp"][by_fsdp].sharding.spec))
     return jax.device_get((state, stats))
 
 
@@ -64,7 +75,7 @@ def assert_same_update(actual, expected, params, tolerance):
     difference = optax.tree.norm(jax.tree.map(jnp.subtract, actual[0].params, expected[0].params))
     assert float(difference) < tolerance * gradient_norm
     assert abs(float(actual[1]["loss"] - expected[1]["loss"])) < tolerance * gradient_norm
-    moved = optax.tree.norm(jax.tree.map(jnp.subtract, expected[0].params, params))
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, expected[0].params, split(params)[0]))
     assert float(moved) == pytest.approx(gradient_norm, rel=1e-4)
 
 
@@ -77,7 +88,7 @@ def assert_same_update(actual, expected, params, tolerance):
         pytest.param("float32", MICRO_BATCHES, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("axes", most_slow(2), ids=str)
 def test_an_update_does_not_depend_on_mesh_or_micro_batches(axes, dtype, micro_batches):
     with jax.enable_x64(dtype == "float64"):
         spec, params, batch = case(dtype)
@@ -89,6 +100,17 @@ def test_an_update_does_not_depend_on_mesh_or_micro_batches(axes, dtype, micro_b
             assert_same_update(actual, expected, params, TOLERANCE[dtype])
             for name in ("ratio_mean", "ratio_max"):
                 assert float(actual[1][name]) == pytest.approx(float(expected[1][name]), rel=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("axes", most_slow(1), ids=str)
+def test_an_update_of_adapters_does_not_depend_on_mesh_or_micro_batches(axes):
+    with jax.enable_x64(True):
+        spec, params, batch = case("float64", lora=LoRA(3, 4.0))
+        expected = updated(spec, params, batch)
+        mesh = make_mesh(MeshConfig(*axes))
+        for micro_batch_rows in (None, 2):
+            actual = updated(dataclasses.replace(spec, micro_batch_rows=micro_batch_rows), params, batch, mesh)
+            assert_same_update(actual, expected, params, TOLERANCE["float64"])
 
 
 IDLE = np.array([0, 2, 3, 5, 7])  # rows without advantage; more than two micro-batches of two

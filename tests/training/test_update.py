@@ -19,6 +19,7 @@ from polyepo_jax.training.update import (
     UpdateSpec,
     init_state,
     loss_and_gradient,
+    pass_step,
     state_shardings,
     train_step,
 )
@@ -202,6 +203,22 @@ def test_importance_weights_are_of_the_policy_before_the_first_update(mini_batch
         assert 0 < float(stats["importance_capped_frac"]) < 1
 
 
+@pytest.mark.parametrize(("mini_batch_rows", "cap"), [pytest.param(None, None, marks=pytest.mark.slow), (4, 1.2)])
+def test_the_effective_sample_size_is_kishs_of_the_first_update_s_tokens(params, mini_batch_rows, cap):
+    batch = make_batch(noise=0.8)
+    spec = dataclasses.replace(SPEC, loss=PolicyLoss(importance_cap=cap), mini_batch_rows=mini_batch_rows, stale=True)
+    _, stats = train_step(spec, init_state(spec, jax.tree.map(jnp.copy, params)), batch)
+    logits, _ = forward(MODEL, params, batch.tokens_BT, mask_BT=batch.mask_BT)
+    logprobs = np.asarray(jax.nn.log_softmax(logits[:, PROMPT - 1 : -1]), np.float64)
+    scored = np.take_along_axis(logprobs, np.asarray(batch.tokens_BT)[:, PROMPT:, None], axis=2)[..., 0]
+    trained = np.asarray(batch.loss_mask_BT)[:mini_batch_rows, PROMPT:]
+    log_weights = (scored - np.asarray(batch.sampler_logprobs_BT)[:, PROMPT:])[:mini_batch_rows][trained]
+    weights = np.exp(log_weights)
+    expected = weights.sum() ** 2 / (weights.size * (weights**2).sum())
+    assert 1 / weights.size < expected < 0.8
+    assert float(stats["effective_sample_size"]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_an_update_improves_the_objective(params):
     batch = make_batch(noise=0.0)
     warm_up = dataclasses.replace(SPEC.optimizer, warmup_steps=4)
@@ -273,3 +290,13 @@ def test_sharding_places_moments_beside_their_parameters():
         make_mesh(MeshConfig(3, 1, 1))
     with pytest.raises(ValueError, match="at most one of them -1"):
         MeshConfig(-1, -1, 1)
+
+
+@pytest.mark.parametrize(("cap", "stale"), [(None, False), (2.0, True)])
+def test_a_step_without_an_update_has_the_numbers_of_one_with(params, cap, stale):
+    spec = dataclasses.replace(SPEC, loss=PolicyLoss(importance_cap=cap), stale=stale)
+    state = jax.eval_shape(functools.partial(init_state, spec), params)
+    _, stats = jax.eval_shape(functools.partial(train_step, spec), state, make_batch())
+    _, without = jax.eval_shape(functools.partial(pass_step, spec), state)
+    assert without.keys() == stats.keys() - {"kl"}
+    assert ("effective_sample_size" in stats) is stale

@@ -66,6 +66,22 @@ _LAYER = (
 )
 
 
+def _adapters(weight: Weight) -> tuple[Weight, Weight]:
+    """The lines of a matrix's adapters in PEFT's files."""
+    target = weight.ours.rpartition(".")[2]
+
+    def line(ours: str, theirs: str, num_inputs: int) -> Weight:
+        names = weight.ours + ours, weight.theirs.removesuffix("weight") + theirs
+        return Weight(*names, num_inputs, lambda config: config.lora is not None and target in config.lora.targets)
+
+    return line("_lora_a", "lora_A.weight", weight.num_inputs), line("_lora_b", "lora_B.weight", 1)
+
+
+_ADAPTERS = tuple(line for weight in _LAYER if weight.num_inputs for line in _adapters(weight))
+# What PEFT puts before a model's names.
+ADAPTER_PREFIX = "base_model.model."
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """What stands before the names. body: of embedding, layers and norm. head: of the output layer."""
@@ -120,6 +136,15 @@ def entries_of(config: ModelConfig, layout: Layout = LAYOUTS[0]) -> Iterator[Ent
         for weight in _LAYER:
             if weight.present(config):
                 yield Entry(layout.name(weight, layer), weight, ("layers", *weight.ours.split(".")), layer)
+
+
+def adapter_entries_of(config: ModelConfig, layout: Layout = LAYOUTS[0]) -> Iterator[Entry]:
+    """The tensors of a model's adapters."""
+    for layer in range(config.num_hidden_layers):
+        for weight in _ADAPTERS:
+            if weight.present(config):
+                name = ADAPTER_PREFIX + layout.name(weight, layer)
+                yield Entry(name, weight, ("layers", *weight.ours.split(".")), layer)
 
 
 def at(tree: Any, path: tuple[str, ...]) -> Any:

@@ -4,11 +4,13 @@ Only safetensors files are opened; nothing that is pickled is ever loaded. A dir
 headers of its files, before its first tensor is read.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +48,7 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Header:
+class Header:
     """What a file says of a tensor. dtype: a NumPy name."""
 
     file: Path
@@ -54,7 +56,7 @@ class _Header:
     dtype: str
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
     try:
         return safetensors.safe_open(path, "np")
     except (safetensors.SafetensorError, OSError) as error:
@@ -94,11 +96,15 @@ def _files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     raise ValueError(f"{directory} has neither {_SINGLE} nor {_INDEX}")
 
 
-def _headers(directory: Path) -> dict[str, _Header]:
-    files, index = _files(directory)
-    headers: dict[str, _Header] = {}
+def headers_of(files: Sequence[Path]) -> dict[str, Header]:
+    """What files say of their tensors.
+
+    Raises:
+      ValueError: a file is damaged, a tensor is in two of them, or of a dtype that is not read.
+    """
+    headers: dict[str, Header] = {}
     for path in files:
-        with _open(path) as file:
+        with open_file(path) as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 if name in headers:
                     raise ValueError(f"tensor {name} is in {headers[name].file.name} and in {path.name}")
@@ -106,7 +112,13 @@ def _headers(directory: Path) -> dict[str, _Header]:
                 dtype = _DTYPES.get(part.get_dtype())
                 if dtype is None:
                     raise ValueError(f"tensor {name} of {path} is {part.get_dtype()}: quantised weights are not read")
-                headers[name] = _Header(path, tuple(part.get_shape()), dtype)
+                headers[name] = Header(path, tuple(part.get_shape()), dtype)
+    return headers
+
+
+def _headers(directory: Path) -> dict[str, Header]:
+    files, index = _files(directory)
+    headers = headers_of(files)
     for name, stated in index.items():
         if name not in headers or headers[name].file.name != stated:
             raise ValueError(f"{directory / _INDEX} puts tensor {name} in {stated}, which does not hold it")
@@ -117,33 +129,35 @@ def _names(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _check(directory: Path, entries: list[Entry], headers: dict[str, _Header], shapes: Any) -> None:
-    """Raises ValueError unless the files hold these tensors and no others."""
+def check_tensors(
+    directory: Path, entries: list[Entry], headers: dict[str, Header], shapes: Any, caller: str = "its config.json"
+) -> None:
+    """Raises ValueError unless the files hold these tensors and no others, which `caller` calls for."""
     expected = {entry.name: entry for entry in entries}
     missing = [name for name in expected if name not in headers]
     if missing:
-        raise ValueError(f"{directory} lacks tensor {_names(missing)}, which its config.json calls for")
+        raise ValueError(f"{directory} lacks tensor {_names(missing)}, which {caller} calls for")
     extra = sorted(headers.keys() - expected.keys())
     if extra:
-        raise ValueError(f"{directory} holds tensor {_names(extra)}, for which its config.json has no place")
+        raise ValueError(f"{directory} holds tensor {_names(extra)}, for which {caller} has no place")
     for name, entry in expected.items():
         shape = at(shapes, entry.path).shape
         wanted = entry.weight.their_shape(shape if entry.layer is None else shape[1:])
         if headers[name].shape != wanted:
             raise ValueError(
-                f"tensor {name} of {headers[name].file} has the shape {list(headers[name].shape)}; its config.json "
+                f"tensor {name} of {headers[name].file} has the shape {list(headers[name].shape)}; {caller} "
                 f"calls for {list(wanted)}"
             )
 
 
-def _drop_copies(config: ModelConfig, layout: Layout, headers: dict[str, _Header]) -> None:
+def _drop_copies(config: ModelConfig, layout: Layout, headers: dict[str, Header]) -> None:
     """Leaves out what some files hold beside the parameters: tables of rotary frequencies, a tied output layer."""
     for name in [name for name in headers if name.endswith("rotary_emb.inv_freq")]:
         del headers[name]
     table, head = headers.get(layout.table), headers.get(layout.output)
     if not (config.tie_word_embeddings and table and head):
         return
-    with _open(table.file) as one, _open(head.file) as other:
+    with open_file(table.file) as one, open_file(head.file) as other:
         if not np.array_equal(one.get_tensor(layout.table), other.get_tensor(layout.output)):
             raise ValueError(f"{head.file}: {layout.output} differs from the embedding, though config.json ties them")
     del headers[layout.output]
@@ -179,7 +193,7 @@ def load_hf(
     _drop_copies(config, layout, headers)
     entries = list(entries_of(config, layout))
     abstract = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-    _check(directory, entries, headers, abstract)
+    check_tensors(directory, entries, headers, abstract)
     dtypes = {header.dtype: name for name, header in headers.items()}
     if dtype is None:
         if len(dtypes) > 1:
@@ -191,45 +205,49 @@ def load_hf(
     if dtype == "float64" and jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"{directory} as float64 needs jax_enable_x64: switch it on, or give dtype='float32'")
     config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-    return config, _load(config, entries, headers, abstract, jnp.dtype(dtype), mesh)
+    return config, load_tensors(config, entries, headers, abstract, jnp.dtype(dtype), mesh)
 
 
-def _converted(name: str, tensor: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
+def converted(name: str, tensor: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, bool]:
     """A tensor in `dtype`, and whether it is finite; raises ValueError where only the conversion makes it infinite."""
     with np.errstate(over="ignore"):
-        converted = tensor.astype(dtype, copy=False)
-    is_finite = bool(np.all(np.isfinite(converted)))
+        new = tensor.astype(dtype, copy=False)
+    is_finite = bool(np.all(np.isfinite(new)))
     if not is_finite and np.all(np.isfinite(tensor)):
         raise ValueError(f"tensor {name} holds numbers too large for {dtype}: take another dtype, such as float32")
-    return converted, is_finite
+    return new, is_finite
 
 
 def _read(file: Any, name: str, path: Path, dtype: np.dtype) -> np.ndarray:
     """A tensor of a file, in `dtype`; raises ValueError where it is not finite: such a model answers nothing."""
-    tensor, is_finite = _converted(f"{name} of {path}", file.get_tensor(name), dtype)
+    tensor, is_finite = converted(f"{name} of {path}", file.get_tensor(name), dtype)
     if not is_finite:
         raise ValueError(f"tensor {name} of {path}: expected finite weights, got NaN or infinity: fetch it again")
     return tensor
 
 
-def _load(
+def load_tensors(
     config: ModelConfig,
     entries: list[Entry],
-    headers: dict[str, _Header],
+    headers: dict[str, Header],
     abstract: Params,
     dtype: np.dtype,
     mesh: Mesh | None,
 ) -> Params:
-    """The parameters, placed."""
+    """The parameters of these entries, placed.
+
+    Args:
+      config: of the whole model. abstract: a tree of the parameters alone.
+    """
     axes = logical_axes(config)
     shardings = None if mesh is None else param_shardings(mesh, axes)
-    params = jax.tree.map(lambda x: None, abstract)
+    params: Params = jax.tree.map(lambda x: None, abstract)
     by_file: dict[Path, list[Entry]] = {}
     for entry in entries:
         by_file.setdefault(headers[entry.name].file, []).append(entry)
 
     for path, held in by_file.items():
-        with _open(path) as file:
+        with open_file(path) as file:
             for entry in held:
                 shape = at(abstract, entry.path).shape
                 names = at(axes, entry.path)
@@ -284,6 +302,35 @@ def _into_files(config: ModelConfig, params: Params, dtype: np.dtype, max_file_b
     return files
 
 
+def tensor_of(entry: Entry, params: Params, dtype: np.dtype) -> np.ndarray:
+    """What a file holds, on the host; raises ValueError as `converted` does."""
+    leaf = at(params, entry.path)
+    host = np.asarray(jax.device_get(leaf if entry.layer is None else leaf[entry.layer]))
+    return entry.weight.to_theirs(converted(entry.name, host, dtype)[0])
+
+
+@contextlib.contextmanager
+def written_whole(directory: Path) -> Iterator[Path]:
+    """A directory to write to that takes this one's place at the end, or is removed where something fails.
+
+    Raises:
+      ValueError: `directory` holds something.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ValueError(f"{directory} exists and is not an empty directory: choose another")
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+    except ValueError:
+        shutil.rmtree(unfinished)
+        raise
+    if directory.exists():
+        directory.rmdir()
+    unfinished.rename(directory)
+
+
 def _write_weights(directory: Path, files: list[list[Entry]], params: Params, dtype: np.dtype) -> None:
     """Writes the weight files and, for several, their index."""
     index, total = {}, 0
@@ -291,9 +338,7 @@ def _write_weights(directory: Path, files: list[list[Entry]], params: Params, dt
         name = _SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         tensors = {}
         for entry in entries:
-            leaf = at(params, entry.path)
-            host = np.asarray(jax.device_get(leaf if entry.layer is None else leaf[entry.layer]))
-            tensors[entry.name] = entry.weight.to_theirs(_converted(entry.name, host, dtype)[0])
+            tensors[entry.name] = tensor_of(entry, params, dtype)
             index[entry.name] = name
             total += tensors[entry.name].nbytes
         # The format's key is what transformers looks for before it reads a file.
@@ -329,8 +374,6 @@ def save_hf(
     directory = Path(directory).absolute()
     if companions is not None and not Path(companions).is_dir():
         raise ValueError(f"companions: {companions} is no directory")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ValueError(f"{directory} exists and is not an empty directory: choose another")
     base = {}
     if companions is not None and (Path(companions) / "config.json").is_file():
         base = read_json(Path(companions) / "config.json")
@@ -339,17 +382,8 @@ def save_hf(
     target = jnp.dtype(dtype or config.param_dtype)
     written = config_json(config, target.name, base)
 
-    unfinished = directory.with_name(f".{directory.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
+    with written_whole(directory) as unfinished:
         _write_weights(unfinished, _into_files(config, params, target, max_file_bytes), params, target)
-    except ValueError:
-        shutil.rmtree(unfinished)
-        raise
-    (unfinished / "config.json").write_text(json.dumps(written, indent=2) + "\n")
-    if companions is not None:
-        copy_companions(companions, unfinished)
-    if directory.exists():
-        directory.rmdir()
-    unfinished.rename(directory)
+        (unfinished / "config.json").write_text(json.dumps(written, indent=2) + "\n")
+        if companions is not None:
+            copy_companions(companions, unfinished)

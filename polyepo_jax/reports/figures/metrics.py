@@ -110,6 +110,12 @@ LEARNING = (
         share=True,
     ),
     Metric(
+        "policy/effective_sample_size",
+        *("Effective sample size", "share of tokens"),
+        "Where rollouts are sampled ahead: of how many tokens of equal weight their importance weights are worth.",
+        share=True,
+    ),
+    Metric(
         "logprobs/sampler_gap",
         *("Sampler gap", "nats a token"),
         "How far the trainer's log-probabilities of sampled tokens are from the sampler's.",
@@ -140,7 +146,7 @@ GRADING = (
     Metric(
         "judge/exposed_s",
         *("Waiting for the judge", "seconds a step"),
-        "How long a step waited for grades after its last generation had ended.",
+        "How long a step waited for grades when it needed them.",
     ),
 )
 TIME = (

@@ -4,6 +4,7 @@ All processes of a run call every method at the same point. Each writes and chec
 moves and deletes.
 """
 
+from polyepo_jax.runs.checkpoints.contents import IN_FLIGHT as IN_FLIGHT
 from polyepo_jax.runs.checkpoints.errors import CheckpointError as CheckpointError
 from polyepo_jax.runs.checkpoints.errors import RestoreError as RestoreError
 from polyepo_jax.runs.checkpoints.errors import SaveError as SaveError

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from polyepo_jax.runs.checkpoints.manifests import Manifests
 from polyepo_jax.runs.checkpoints.reading import newest_readable, of_primary
 from polyepo_jax.runs.checkpoints.save_in_progress import SaveInProgress
 from polyepo_jax.training.update import TrainState
+from polyepo_jax.types import Rollouts
 
 _DELETED = ".deleted"
 _TIMEOUT_S = 1200  # of a save, from its start to the last process's last file
@@ -93,19 +94,21 @@ class Checkpoints:
         return self._handler.restore(self._path / str(step), args=ocp.args.Composite(**items))
 
     def _restored_state(
-        self, state: TrainState, shardings: Any, step: int, manifest: Mapping[str, Any]
-    ) -> tuple[TrainState, dict[str, Any]]:
-        restored = self._restored(step, contents.to_restore(state, shardings))
+        self, state: TrainState, shardings: Any, rollouts: Rollouts, step: int, manifest: Mapping[str, Any]
+    ) -> tuple[TrainState, dict[str, Any], list[Rollouts]]:
+        meta = dict(self._restored(step, contents.meta_to_restore())["meta"])
+        in_flight = [rollouts] * len(meta.get(contents.IN_FLIGHT, ()))
+        self._manifests.check_arrays(step, manifest, {contents.IN_FLIGHT: contents.arrays_in_flight(in_flight)})
+        restored = self._restored(step, contents.to_restore(state, shardings, in_flight))
         new = contents.restored_state(state, restored)
         if int(new.step) != step:
             raise DamagedError(f"it holds step {int(new.step)}")
-        meta = restored["meta"]
         if "data" not in meta:  # as it was saved before there were several processes
             meta["data"] = json.loads((self._path / str(step) / "data" / "process_0-of-1.json").read_text())
         for name in contents.IDENTITY:
             if name in manifest and manifest[name] != meta.get(name):
                 raise DamagedError(f"its manifest is of another run: {name} {manifest[name]}, not {meta.get(name)}")
-        return new, meta
+        return new, meta, contents.restored_in_flight(restored, len(in_flight))
 
     def _clean(self) -> None:
         """Deletes what a process left unfinished when it died or failed, in writing or in deleting."""
@@ -134,11 +137,12 @@ class Checkpoints:
         """Whether `wait` would raise, as far as this process knows by now."""
         return self._sealing is not None and self._sealing.done() and self._sealing.exception() is not None
 
-    def save(self, state: TrainState, meta: Mapping[str, Any]) -> None:
+    def save(self, state: TrainState, meta: Mapping[str, Any], in_flight: Sequence[Rollouts] = ()) -> None:
         """Starts to write the state; returns as soon as it is copied off the devices.
 
         Args:
           meta: of the run, what JSON can hold; `fingerprint` and `config_hash` go into the manifest too.
+          in_flight: rollouts of the next steps; where there are any, `meta` has an entry of each under IN_FLIGHT.
 
         Raises:
           RuntimeError: that step has a checkpoint already.
@@ -151,10 +155,10 @@ class Checkpoints:
         if step in self._present():
             raise RuntimeError(f"checkpoint {step} was not written: {self._path} has one already")
         save = self._save = SaveInProgress(step)
-        description = contents.described(state, meta)
+        description = contents.described(state, meta, in_flight)
         writers = orbax_threads.writers()
         try:
-            self._checkpointer.save(self._path / str(step), args=contents.to_save(state, meta))
+            self._checkpointer.save(self._path / str(step), args=contents.to_save(state, meta, in_flight))
         except Exception as error:
             if not isinstance(error, FailedElsewhere):
                 save.fail(error)
@@ -218,8 +222,8 @@ class Checkpoints:
                 print(f"checkpoint {step} is not needed and could not be deleted: {why(error)}", file=sys.stderr)
 
     def restore_latest(
-        self, state: TrainState, shardings: Any, warn: Callable[[str], None]
-    ) -> tuple[TrainState, dict[str, Any]] | None:
+        self, state: TrainState, shardings: Any, warn: Callable[[str], None], rollouts: Any = ()
+    ) -> tuple[TrainState, dict[str, Any], list[Rollouts]] | None:
         """The newest state that can be read, placed by `shardings`.
 
         A newer checkpoint that cannot be read is moved to the folder `corrupt_checkpoints`: the run will come by its
@@ -228,9 +232,10 @@ class Checkpoints:
         Args:
           state: gives shapes and dtypes.
           warn: told of each checkpoint that was passed over.
+          rollouts: of a step, gives shapes, dtypes and places; () where a run samples none.
 
         Returns:
-          State and meta, or None if there is no checkpoint.
+          State, meta and the rollouts of the next steps that were sampled ahead, or None if there is no checkpoint.
 
         Raises:
           CheckpointError: there were checkpoints, but none can be read, or they are of another model.
@@ -248,7 +253,7 @@ class Checkpoints:
             warn(f"checkpoint {step} is incomplete; moved to {self._aside}")
         if not complete:
             return None
-        restore = functools.partial(self._restored_state, state, shardings)
+        restore = functools.partial(self._restored_state, state, shardings, rollouts)
         expected = {"params": state.params, "rest": contents.rest_of(state)}
         found, step, unreadable = newest_readable(self._path, self._manifests, restore, expected, complete)
         for bad, reason in unreadable.items():
@@ -260,7 +265,7 @@ class Checkpoints:
 
     def restore_params(
         self, params: Any, shardings: Any, warn: Callable[[str], None], step: int | None = None
-    ) -> tuple[Any, int]:
+    ) -> tuple[Any, dict[str, Any], int]:
         """The params of the newest checkpoint that can be read, or of that of `step`, placed by `shardings`.
 
         Args:
@@ -268,7 +273,7 @@ class Checkpoints:
           warn: told of each checkpoint that was passed over.
 
         Returns:
-          The params and their step.
+          The params, the meta, and their step.
 
         Raises:
           CheckpointError: there is none, or none that can be read.
@@ -276,19 +281,20 @@ class Checkpoints:
         """
 
         def restore(step: int, manifest: Mapping[str, Any]) -> Any:
-            return self._restored(step, contents.params_to_restore(params, shardings))["params"]
+            restored = self._restored(step, contents.params_to_restore(params, shardings) | contents.meta_to_restore())
+            return restored["params"], dict(restored["meta"])
 
         steps = self.steps()
         if not steps or (step is not None and step not in steps):
             wanted = "no checkpoints" if step is None else f"no checkpoint of step {step} (there are {steps})"
             raise CheckpointError(f"{self._home} has {wanted}: train it first, or give another run directory")
         wanted_steps = steps if step is None else [step]
-        found, chosen, unreadable = newest_readable(
+        (found, meta), chosen, unreadable = newest_readable(
             self._path, self._manifests, restore, {"params": params}, wanted_steps
         )
         for bad, reason in unreadable.items():
             warn(f"checkpoint {bad} of {self._home} cannot be read ({reason}); taking checkpoint {chosen}")
-        return found, chosen
+        return found, meta, chosen
 
     def _put_aside(self, step: int) -> None:
         if processes.is_primary():
