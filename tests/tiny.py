@@ -4,10 +4,13 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 from pathlib import Path
+from unittest import mock
 
 from polyepo_jax.config import AlgorithmConfig, Config, EvaluationConfig, LoggingConfig, SFTConfig
 from polyepo_jax.model import ModelConfig
+from polyepo_jax.pods import peers
 from polyepo_jax.sets import Polychromic, SetAdvantage
 from polyepo_jax.tasks import Polynomial
 
@@ -33,6 +36,19 @@ class EasyPolynomial(Polynomial):
         return [ord(response[0]) for response in responses]
 
 
+def signal_itself(number):
+    """Sends this process a signal, and returns when the run that it is in knows: a thread hears it, in its own time."""
+    heard = threading.Event()
+
+    def request_stop(original=peers.request_stop):
+        original()
+        heard.set()
+
+    with mock.patch.object(peers, "request_stop", request_stop):
+        os.kill(os.getpid(), number)
+        assert heard.wait(60)
+
+
 @dataclasses.dataclass(frozen=True)
 class SignalsItself(EasyPolynomial):
     """Sends this process a signal when the clusterer is called for the `at`-th time, four times a step; once a file."""
@@ -50,7 +66,7 @@ class SignalsItself(EasyPolynomial):
         return super().cluster(problem, responses)
 
     def interrupt(self):
-        os.kill(os.getpid(), self.number)
+        signal_itself(self.number)
 
 
 SHARED = {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
@@ -37,7 +36,7 @@ from polyepo_jax.training import rollouts
 from polyepo_jax.training.batch import flatten
 from polyepo_jax.training.update import OptimizerConfig, init_state, pass_step, state_shardings
 from polyepo_jax.types import Prompts, Rollouts
-from tests.tiny import MODEL, EasyPolynomial, SignalsItself, metrics_of, rl_config, sft_config
+from tests.tiny import MODEL, EasyPolynomial, SignalsItself, metrics_of, rl_config, sft_config, signal_itself
 
 COMMAND = "python -m polyepo_jax.train --config c.py"
 
@@ -166,7 +165,7 @@ def test_a_signal_during_the_rollouts_saves_what_was_done_before(finished, tmp_p
             nonlocal num_rollouts
             num_rollouts += 1
             if num_rollouts in (1, 4):
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal_itself(signal.SIGTERM)
             super().__init__(*arguments)
 
     monkeypatch.setattr(rollouts, "Rollout", Signalled)
@@ -191,7 +190,7 @@ def test_a_signal_during_an_evaluation_saves_first_and_evaluates_on_resuming(fin
         nonlocal num_evaluations
         num_evaluations += 1
         if num_evaluations in (1, 2, 4):  # that after step 3, again on resuming, and that after the last step
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal_itself(signal.SIGTERM)
         return original(*arguments)
 
     monkeypatch.setattr(evaluating, "sample", sample)

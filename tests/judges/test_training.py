@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import signal
 import threading
 
@@ -22,7 +21,7 @@ from polyepo_jax.judges import HTTPJudge, Rubric, Transport, rubric
 from polyepo_jax.runs.initial import load_params
 from polyepo_jax.train import train
 from tests.judges.server import FAULTS, JudgeServer, Share
-from tests.tiny import metrics_of, rl_config
+from tests.tiny import metrics_of, rl_config, signal_itself
 
 # Long enough for an honest reply on a busy machine.
 QUICK = {"attempt_deadline_s": 3.0, "first_backoff_s": 0.001, "max_backoff_s": 0.01, "max_concurrency": 4}
@@ -197,7 +196,7 @@ class HangsAsTheRunIsToEnd:
         class Judge:
             def cluster(self, problem, responses):
                 if next(calls) >= 8:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    signal_itself(signal.SIGTERM)
                     assert closed.wait(60)
                 return [ord(response[0]) for response in responses]
 

@@ -3,7 +3,6 @@ time for."""
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import threading
@@ -32,7 +31,7 @@ from polyepo_jax.training.data import prompt_dataset
 from polyepo_jax.training.update import init_state, state_shardings, train_step
 from polyepo_jax.types import Grades
 from tests.commands.test_train import assert_same_run, params_of, run
-from tests.tiny import MODEL, EasyPolynomial, SignalsItself, metrics_of, rl_config
+from tests.tiny import MODEL, EasyPolynomial, SignalsItself, metrics_of, rl_config, signal_itself
 
 
 def stale_config(staleness, **changes):
@@ -170,7 +169,7 @@ def test_a_signal_during_the_rollouts_saves_what_was_done_before(whole, tmp_path
             nonlocal num_rollouts
             num_rollouts += 1
             if num_rollouts == staleness + 3:  # those of the first step, of the second, and this one
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal_itself(signal.SIGTERM)
             super().__init__(*arguments)
 
     monkeypatch.setattr(rollouts, "Rollout", Signalled)
