@@ -221,6 +221,7 @@ def test_evaluation_of_adapters_is_that_of_merged_weights(whole, tmp_path, capsy
     assert len(ours.splitlines()) == 4 * 4
 
 
+@pytest.mark.slow
 def test_other_first_adapters_than_the_run_started_from_are_refused(whole, tmp_path, capsys):
     """They are what the KL term, and kl/start, compare with."""
     config, home = whole
