@@ -176,6 +176,8 @@ def test_adapters_are_exported_and_started_from(whole, tmp_path, capsys):
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    modes = {path.stat().st_mode for path in (*(home / "model").iterdir(), *(tmp_path / "adapters").iterdir())}
+    assert len(modes) == 1, "weights are as readable as the JSON beside them"
     place = InitConfig(model_dir=str(home / "model"), adapter_dir=str(tmp_path / "adapters"))
     started = dataclasses.replace(config, init=place)
     assert_same_bits(make_initial(started, mesh_of(started)).params, params)

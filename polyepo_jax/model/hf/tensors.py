@@ -326,6 +326,8 @@ def written_whole(directory: Path) -> Iterator[Path]:
     except ValueError:
         shutil.rmtree(unfinished)
         raise
+    for path in unfinished.glob("*.safetensors"):  # made for their owner alone: a server may be another user's
+        path.chmod(unfinished.stat().st_mode & 0o666)
     if directory.exists():
         directory.rmdir()
     unfinished.rename(directory)
