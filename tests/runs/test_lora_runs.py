@@ -293,6 +293,19 @@ def test_a_supervised_run_in_bfloat16(tmp_path):
     expected = jax.tree.map(lambda x: x.astype("bfloat16"), params_of(tmp_path / "full", full))
     assert_same_bits(frozen, expected)
     assert all(np.abs(np.asarray(x)).max() > 0 for x in jax.tree.leaves(adapters))
+    export = [
+        "hf-export",
+        str(tmp_path / "adapted"),
+        "--out",
+        str(tmp_path / "merged"),
+        "--merged",
+        "--dtype",
+        "float32",
+    ]
+    convert.main(export)
+    whole = merged(model, params_of(tmp_path / "adapted", config), "float32")[1]
+    wide = jax.tree.map(lambda x: x.astype("float32"), whole)
+    assert_same_bits(load_hf(tmp_path / "merged")[1], wide)  # rounded once, not to bfloat16 before
     with pytest.raises(InputError, match="full is a run without adapters"):
         convert.main(["hf-export", str(tmp_path / "full"), "--merged"])
 
