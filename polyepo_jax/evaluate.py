@@ -67,7 +67,8 @@ class Arguments:
         Hugging Face hub or, as math500=FILE, from a file; or any FILE with the fields problem and answer.
       max_completion_length: with --benchmark, tokens of an answer at most; 4096 if not given, or what the model allows.
       dtype: with --benchmark, of the weights and of computing; if not given, float32 on a CPU and bfloat16 elsewhere.
-      out: with --model, the directory that eval.json goes to; with --benchmark runs/evaluate/MODEL if not given.
+      out: with --model, the directory that eval.json goes to; with --benchmark runs/evaluate/MODEL if not given, and
+        runs/evaluate/MODEL-ADAPTER with --adapter.
       split: problems to sample; "test" writes eval.json, "validation" eval_validation.json.
       num_samples: generations of each problem; if not given as the config says, or 16 with --benchmark.
       max_rows: generations sampled at a time; as the config says if not given.
@@ -187,6 +188,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     where = object_storage.name_of(job.directory)
     what = f"{where}, step {step}" if options.model is None else str(options.model)
+    if options.adapter is not None:
+        what += f" with {options.adapter}"
     _print(what, job.spec.num_generations, summaries)
     print(f"the result is in {where}/{stem}.json, every generation beside it")
 
@@ -327,7 +330,8 @@ def _what(options: Arguments) -> tuple[RunConfig, Path]:
         if options.config is not None or options.split != "test":
             raise InputError("--benchmark takes the place of --config, and has a test split only: leave the other out")
         chosen = options.benchmark, options.max_completion_length, options.dtype
-        out = options.out or Path("runs") / "evaluate" / options.model.resolve().name
+        names = [directory.resolve().name for directory in (options.model, options.adapter) if directory is not None]
+        out = options.out or Path("runs") / "evaluate" / "-".join(names)
         return _of_model(benchmark_config(options.model, *chosen), options), out
     if options.config is None or options.out is None:
         raise InputError("--model DIR goes with --benchmark NAME, or with --config FILE and --out DIR")

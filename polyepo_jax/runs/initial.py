@@ -60,6 +60,8 @@ def with_adapters(config: RunConfig, mesh: Mesh, start: Any) -> Any:
 def with_the_same_adapters(config: RunConfig, mesh: Mesh, start: Any, meta: Mapping[str, Any]) -> Any:
     """`with_adapters`, for a run that goes on.
 
+    New adapters may differ from those that it began with, in rounding on another machine: their product is 0.
+
     Args:
       meta: what a checkpoint of the run says of it.
 
@@ -67,9 +69,11 @@ def with_the_same_adapters(config: RunConfig, mesh: Mesh, start: Any, meta: Mapp
       InputError: init.adapter_dir has others than when the run began.
     """
     params = with_adapters(config, mesh, start)
+    if config.init.adapter_dir is None and not _has_adapters(start):
+        return params
     found, wanted = checksum(split(params)[0]), meta.get(FIRST_ADAPTERS)
     if found != wanted:
-        place = config.init.adapter_dir or config.init.run_dir or "the seed"
+        place = config.init.adapter_dir or config.init.run_dir
         raise InputError(
             f"the run has started from adapters with the fingerprint {wanted}, and those of {place} have {found}: "
             "bring the former back"

@@ -22,6 +22,7 @@ from polyepo_jax.config import (
 )
 from polyepo_jax.config.files import override
 from polyepo_jax.config.meshes import mesh_of
+from polyepo_jax.config.static_arguments import stream
 from polyepo_jax.errors import InputError
 from polyepo_jax.model import init, load_hf, merged, save_hf, split, without_adapters
 from polyepo_jax.runs.checkpoints.contents import arrays_of
@@ -89,6 +90,15 @@ def test_a_run_in_parts_is_the_run_as_a_whole(whole, again):
     assert log[0]["kl/start"] == log[0]["loss/kl"] == 0
     assert min(log[2]["kl/start"], log[2]["loss/kl"]) > 1e-3
     assert log[2]["eval/coverage"] > 0
+
+
+@pytest.mark.slow
+def test_new_adapters_are_no_reason_to_refuse_a_run_on_another_machine(whole, again, monkeypatch):
+    """Random numbers may be rounded otherwise there; what the KL term compares with is the base all the same."""
+    (_, home), (config, own) = whole, again
+    monkeypatch.setattr("polyepo_jax.runs.initial.stream", lambda seed, name: stream(seed + 1, name))
+    assert train(config, own / "run", "again")
+    assert metrics_of(own / "run") == metrics_of(home / "run")
 
 
 def test_a_checkpoint_holds_adapters_alone(whole):

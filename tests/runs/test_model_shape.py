@@ -8,10 +8,11 @@ import jax
 import pytest
 
 from polyepo_jax import evaluate, plan
-from polyepo_jax.config import Config, InitConfig, Math, ModelNumerics, Polynomial
+from polyepo_jax.config import Config, InitConfig, LoRA, Math, ModelNumerics, Polynomial
 from polyepo_jax.config.files import from_json, load, override, to_json
 from polyepo_jax.errors import InputError
-from polyepo_jax.model import init, save_hf
+from polyepo_jax.model import init, save_adapters, save_hf, split
+from polyepo_jax.runs.model_directory import read_shape
 from polyepo_jax.runs.model_shape import resolve
 from polyepo_jax.runs.run_directory import read_config
 from polyepo_jax.train import main as train
@@ -211,6 +212,18 @@ def test_benchmarks_need_no_config(hf, problems, tmp_path, monkeypatch, capsys):
     }
     assert result["num_samples"] == 2
     assert "the result is in runs/evaluate/hf/eval.json" in capsys.readouterr().out
+
+
+def test_a_model_with_adapters_has_a_result_of_its_own(hf, problems, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = dataclasses.replace(read_shape(hf), lora=LoRA(2))
+    adapters, _ = split(jax.jit(init, static_argnums=0)(model, jax.random.key(0)))
+    save_adapters("tuned", model, adapters)
+    sizes = ["--num-samples", "2", "--max-completion-length", "5"]
+    evaluate.main(["--model", str(hf), "--adapter", "tuned", "--benchmark", problems, *sizes])
+    said = capsys.readouterr().out
+    assert "the result is in runs/evaluate/hf-tuned/eval.json" in said
+    assert "with tuned, 2 samples" in " ".join(said.split())
 
 
 def test_a_prompt_that_fills_all_positions_leaves_no_room_for_an_answer(hf, tmp_path, monkeypatch):
